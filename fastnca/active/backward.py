@@ -1,0 +1,73 @@
+"""Steps backward: undo each step, differentiate it on the cells that it updated."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastnca.active.forward import StepRecord
+from fastnca.active.grid import Grid
+from fastnca.active.network import Network, NetworkGrad, Stencil
+
+
+def run_backward(
+    grid: Grid,
+    network: Network,
+    rows: Tensor,
+    grad: Tensor,
+    records: Sequence[StepRecord],
+    weights_wanted: bool,
+    state_wanted: bool,
+) -> NetworkGrad:
+    """Differentiate a rollout.
+
+    With g = ∂L/∂s' of one step, on the cells that were updated and are alive afterwards:
+
+        ∂L/∂ŝ = g ⊙ alive,   ∂L/∂s = ∂L/∂ŝ + Σₖ Fₖᵀ ∂L/∂pₖ,
+
+    Fₖ being the perception filters. The transposed filters are gathered by the cells that
+    receive a gradient, in a fixed order, so repetition gives the same bits.
+
+    Args:
+        grid: the geometry.
+        network: the update network.
+        rows: `[N, C]`, the state after the last step; turned back into the first state.
+        grad: `[N, C]`, gradient of the last state; turned into the gradient of the first state
+            if `state_wanted`.
+        records: what each step overwrote, first step first.
+        weights_wanted: whether the weight gradients are needed.
+        state_wanted: whether the gradient of the first state is needed.
+
+    Returns:
+        The gradients of the network's weights.
+    """
+    stencil = Stencil(grid, rows.dtype)
+    sums = NetworkGrad(network, weights_wanted)
+    grad_features = rows.new_zeros(grid.cells, 3 * rows.shape[1])
+    sent = grid.plane()
+    reached = torch.empty_like(sent.flags)
+    if records:
+        grad *= records[-1].alive[:, None]
+    for step in reversed(range(len(records))):
+        record = records[step]
+        record.undo(rows)
+        live = record.cells[record.alive.index_select(0, record.cells)]
+        if live.shape[0]:
+            grad_live = sums.add(stencil.perceive(rows, live), grad.index_select(0, live))
+        first = step == 0
+        if first and not state_wanted:
+            break
+        before = grid.interior if first else records[step - 1].alive
+        if live.shape[0]:
+            sent.flags.index_fill_(0, live, True)
+            receivers = sent.dilate(reached).bitwise_and_(before).nonzero().view(-1)
+            sent.flags.index_fill_(0, live, False)
+            grad_features.index_copy_(0, live, grad_live)
+            received = stencil.perceive_grad(grad_features, receivers)
+            received += grad.index_select(0, receivers)
+            grad.index_copy_(0, receivers, received)
+            grad_features.index_fill_(0, live, 0)
+        if not first:
+            born = (record.alive > before).nonzero().view(-1)
+            grad.index_fill_(0, born, 0)
+    return sums

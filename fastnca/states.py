@@ -1,0 +1,107 @@
+"""States `[B, C, H, W]`: the seed, the visible part, and damage.
+
+Channels 0 to 3 are RGBA, the rest is hidden; channel 3 (alpha) decides which cells are alive.
+"""
+
+import torch
+from torch import Tensor
+
+NUM_CHANNELS = 16
+"""Channels of the tutorial's model: 4 visible (RGBA) and 12 hidden."""
+
+ALPHA = 3
+"""Index of the alpha channel."""
+
+ALIVE_THRESHOLD = 0.1
+"""A cell is alive when the largest alpha of its 3x3 neighbourhood is above this value."""
+
+
+def create_seed(
+    size: int,
+    num_channels: int = NUM_CHANNELS,
+    *,
+    batch: int = 1,
+    fill_hidden: bool = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Create states that are zero except for one active cell at `(size // 2, size // 2)`.
+
+    Args:
+        size: height and width of the grid in cells, at least 1.
+        num_channels: channels C, at least 4.
+        batch: number of equal states B, at least 0.
+        fill_hidden: False sets alpha to 1, as the tutorial does; True sets alpha and every
+            hidden channel to 1, as "Growing Neural Cellular Automata" (Distill, 2020) does.
+        device: where the state is made; torch's default device if None.
+        dtype: floating-point type; torch's default dtype if None.
+
+    Returns:
+        `[B, C, size, size]`.
+
+    Raises:
+        ValueError: a size, channel count or batch is out of range.
+    """
+    if size < 1 or num_channels <= ALPHA or batch < 0:
+        raise ValueError(
+            "a seed needs size >= 1, num_channels >= 4 and batch >= 0, "
+            f"got size={size}, num_channels={num_channels}, batch={batch}"
+        )
+    state = torch.zeros(batch, num_channels, size, size, device=device, dtype=dtype)
+    center = size // 2
+    last = num_channels if fill_hidden else ALPHA + 1
+    state[:, ALPHA:last, center, center] = 1.0
+    return state
+
+
+def get_visible_state(state: Tensor) -> Tensor:
+    """Return the RGBA channels of `state` `[B, C, H, W]`, clamped to [0, 1]: `[B, 4, H, W]`."""
+    return torch.clamp(state[:, :4, :, :], 0, 1)
+
+
+def rectangle(height: int, width: int, box: tuple[int, int, int, int]) -> Tensor:
+    """Mark the cells of a rectangle.
+
+    Args:
+        height: grid height in cells.
+        width: grid width in cells.
+        box: `(top, left, bottom, right)` in cells, the last two exclusive.
+
+    Returns:
+        `[H, W]` bool, True inside.
+
+    Raises:
+        ValueError: the rectangle is empty or does not touch the grid.
+    """
+    top, left, bottom, right = box
+    inside = torch.zeros(height, width, dtype=torch.bool)
+    inside[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = True
+    if not inside.any():
+        raise ValueError(
+            f"the rectangle (top, left, bottom, right) = {box} covers no cell of a "
+            f"{height}x{width} grid"
+        )
+    return inside
+
+
+def disc(
+    height: int,
+    width: int,
+    centers: Tensor,
+    radii: Tensor,
+) -> Tensor:
+    """Mark the cells of one disc per state, in the Distill article's coordinates.
+
+    Args:
+        height: grid height in cells.
+        width: grid width in cells.
+        centers: `[B, 2]` float, `(y, x)`, -1 and 1 are the first and the last cell.
+        radii: `[B]` float, in the same unit (half of the grid).
+
+    Returns:
+        `[B, H, W]` bool, True inside, on the device of `centers`.
+    """
+    like = {"device": centers.device, "dtype": centers.dtype}
+    y = torch.linspace(-1, 1, height, **like)[None, :, None] - centers[:, 0, None, None]
+    x = torch.linspace(-1, 1, width, **like)[None, None, :] - centers[:, 1, None, None]
+    return x * x + y * y < (radii * radii)[:, None, None]
