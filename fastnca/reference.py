@@ -119,7 +119,13 @@ class NeuralCA(nn.Module):
         return self._step(state, mask)
 
     def run_steps(
-        self, state: Tensor, steps: int, update_rate: float = 0.5, *, seed: int | None = None
+        self,
+        state: Tensor,
+        steps: int,
+        update_rate: float = 0.5,
+        *,
+        seed: int | None = None,
+        first_step: int = 0,
     ) -> Tensor:
         """Advance `[B, C, H, W]` by `steps` steps.
 
@@ -129,11 +135,12 @@ class NeuralCA(nn.Module):
             update_rate: probability that a cell updates in a step (training mode only).
             seed: 64-bit seed of the counter-based masks of `fastnca.update_mask`; None draws
                 each mask as `forward` does, which is what the tutorial does.
+            first_step: number of the first step, as the masks count it.
 
         Returns:
             `[B, C, H, W]`.
         """
-        for step in range(steps):
+        for step in range(first_step, first_step + steps):
             if self.training and seed is not None:
                 mask = update_mask(seed, step, state.shape, update_rate, state.device)
                 state = self._step(state, mask.float())

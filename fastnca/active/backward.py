@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastnca.active.forward import StepRecord
 from fastnca.active.grid import Grid
-from fastnca.active.network import Network, NetworkGrad, Stencil
+from fastnca.active.network import Network, NetworkGrad, stencil
 
 
 def run_backward(
@@ -41,7 +41,7 @@ def run_backward(
     Returns:
         The gradients of the network's weights.
     """
-    stencil = Stencil(grid, rows.dtype)
+    filters = stencil(grid, rows.dtype)
     sums = NetworkGrad(network, weights_wanted)
     grad_features = rows.new_zeros(grid.cells, 3 * rows.shape[1])
     sent = grid.plane()
@@ -53,7 +53,7 @@ def run_backward(
         record.undo(rows)
         live = record.cells[record.alive.index_select(0, record.cells)]
         if live.shape[0]:
-            grad_live = sums.add(stencil.perceive(rows, live), grad.index_select(0, live))
+            grad_live = sums.add(filters.perceive(rows, live), grad.index_select(0, live))
         first = step == 0
         if first and not state_wanted:
             break
@@ -63,7 +63,7 @@ def run_backward(
             receivers = sent.dilate(reached).bitwise_and_(before).nonzero().view(-1)
             sent.flags.index_fill_(0, live, False)
             grad_features.index_copy_(0, live, grad_live)
-            received = stencil.perceive_grad(grad_features, receivers)
+            received = filters.perceive_grad(grad_features, receivers)
             received += grad.index_select(0, receivers)
             grad.index_copy_(0, receivers, received)
             grad_features.index_fill_(0, live, 0)

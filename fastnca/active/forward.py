@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastnca.active.grid import Grid
-from fastnca.active.network import Network, Stencil
+from fastnca.active.network import Network, stencil
 from fastnca.states import ALIVE_THRESHOLD, ALPHA
 
 _MAX_WEIGHT = 1e6
@@ -29,7 +29,7 @@ class StepRecord:
     Attributes:
         cells: `[n]` int64, rows whose update was computed.
         old: `[n, C]`, their values before the step.
-        gone: `[k]` int64, further rows that the step set to zero because they are not alive.
+        gone: `[k]` int64, rows that the step set to zero because they are not alive.
         gone_old: `[k, C]`, their values before the step.
         alive: `[N]` bool, the rows that are alive after the step.
     """
@@ -57,17 +57,16 @@ class Stepper:
     Args:
         grid: the geometry.
         network: the update network.
-        stencil: the perception filters.
         rows: `[N, C]`, the state; advanced in place.
     """
 
     grid: Grid
     network: Network
-    stencil: Stencil
     rows: Tensor
     _occupied: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
+        self._filters = stencil(self.grid, self.rows.dtype)
         for weights in (self.network.weight1, self.network.weight2, self.network.bias1):
             _check_range(weights, _MAX_WEIGHT)
         _check_range(self.network.bias2, _MAX_WEIGHT)
@@ -78,7 +77,7 @@ class Stepper:
         self._near = self.grid.plane()
         self._reach = self.grid.plane()
         torch.gt(self.rows[:, ALPHA], ALIVE_THRESHOLD, out=self._visible.flags)
-        self._occupied = self.grid.interior  # rows that may hold something other than zero
+        self._occupied = self.rows.any(1)  # rows that may hold something other than zero
 
     def run(self, masks: Iterable[Tensor | None], keep: bool) -> list[StepRecord]:
         """Advance by one step per mask.
@@ -114,19 +113,17 @@ class Stepper:
         new = old
         updated = self._updated.flags.copy_(self._visible.flags)
         if cells.shape[0]:
-            new = old + self.network.delta(self.stencil.perceive(rows, cells))
+            new = old + self.network.delta(self._filters.perceive(rows, cells))
             _check_range(new)
             updated.index_copy_(0, cells, new[:, ALPHA] > ALIVE_THRESHOLD)
 
         alive = self._updated.dilate(torch.empty_like(near))
         alive &= pre
         alive &= grid.interior
-        lost = self._occupied > alive
-        lost &= ~near
+        lost = (self._occupied | near) > alive
         gone = lost.nonzero().view(-1)
         gone_old = rows.index_select(0, gone)
 
-        new *= alive.index_select(0, cells)[:, None]
         rows.index_copy_(0, cells, new)
         rows.index_fill_(0, gone, 0)
         torch.bitwise_and(updated, alive, out=self._visible.flags)

@@ -5,7 +5,7 @@ all channels through the identity, then through Sobel-x, then through Sobel-y.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -36,37 +36,30 @@ class Stencil:
             for k, filter_taps in enumerate(_FILTERS)
             for (dy, dx), weight in filter_taps.items()
         ]
-        device = grid.device
-        self._distances = torch.tensor([tap[0] for tap in taps], device=device)
-        self._weights = torch.tensor([tap[1] for tap in taps], device=device, dtype=dtype)
-        # Sobel is odd, so its transpose is minus itself: from row q to plane k of row q + distance.
-        self._planes = torch.tensor([3 * tap[0] + tap[2] for tap in taps], device=device)
-        sign = torch.tensor([1.0 if tap[2] == 0 else -1.0 for tap in taps], device=device)
-        self._transposed = self._weights * sign.to(dtype)
+        # int32 indices: half the traffic of int64
+        index = partial(torch.tensor, device=grid.device, dtype=torch.int32)
+        self._distances = index([tap[0] for tap in taps])
+        # Plane k of row r is row 3*r + k of the features.
+        self._planes = index([3 * tap[0] + tap[2] for tap in taps])
+        weights = torch.tensor([tap[1] for tap in taps], device=grid.device, dtype=dtype)
+        # Sobel is odd: its transpose, from the receiving row's point of view, is minus itself.
+        sign = torch.tensor([1 if tap[2] == 0 else -1 for tap in taps], device=grid.device)
         sizes = [len(filter_taps) for filter_taps in _FILTERS]
-        self._starts = torch.tensor([0, sizes[0], sizes[0] + sizes[1]], device=device)
-        self._capacity = 0
-
-    def _reserve(self, cells: int) -> None:
-        """Lay out the constant operands of `embedding_bag` for lists of up to `cells` cells."""
-        if cells > self._capacity:
-            self._capacity = cells + cells // 4
-            first = torch.arange(self._capacity, device=self._starts.device)[:, None] * _TAPS
-            self._bags = (first + self._starts).view(-1)
-            self._forward_weights = self._weights.repeat(self._capacity)
-            self._backward_weights = self._transposed.repeat(self._capacity).view(-1, _TAPS)
+        starts = index([0, sizes[0], sizes[0] + sizes[1]])
+        lists = torch.arange(grid.cells, device=grid.device, dtype=torch.int32)[:, None]
+        self._bags = (lists * _TAPS + starts).view(-1)
+        self._weights = weights.repeat(grid.cells)
+        self._transposed = (weights * sign).expand(grid.cells, _TAPS).contiguous()
 
     def perceive(self, rows: Tensor, cells: Tensor) -> Tensor:
         """Perceive the neighbourhood of `cells` `[n]` in `rows` `[N, C]`: `[n, 3*C]`."""
         count = cells.shape[0]
-        self._reserve(count)
-        neighbours = (cells[:, None] + self._distances).view(-1)
         features = F.embedding_bag(
-            neighbours,
+            (cells.int()[:, None] + self._distances).view(-1),
             rows,
             self._bags[: 3 * count],
             mode="sum",
-            per_sample_weights=self._forward_weights[: _TAPS * count],
+            per_sample_weights=self._weights[: _TAPS * count],
         )
         return features.view(count, -1)
 
@@ -80,14 +73,18 @@ class Stencil:
         Returns:
             `[m, C]`.
         """
-        count = cells.shape[0]
-        self._reserve(count)
         return F.embedding_bag(
-            (3 * cells)[:, None] + self._planes,
+            (3 * cells.int())[:, None] + self._planes,
             grad_features.view(-1, grad_features.shape[1] // 3),
             mode="sum",
-            per_sample_weights=self._backward_weights[:count],
+            per_sample_weights=self._transposed[: cells.shape[0]],
         )
+
+
+@lru_cache(maxsize=4)
+def stencil(grid: Grid, dtype: torch.dtype) -> Stencil:
+    """Return the stencil of a grid, kept for the next call: step-by-step use asks every step."""
+    return Stencil(grid, dtype)
 
 
 @dataclass(frozen=True)
@@ -121,9 +118,26 @@ class Network:
     def _weight2_t(self) -> Tensor:
         return self.weight2.t().contiguous()
 
+    @cached_property
+    def _buffers(self) -> dict[str, Tensor]:
+        return {}
+
+    def buffer(self, name: str, cells: int) -> Tensor:
+        """Return uninitialised memory `[cells, hidden]`, the same for every call with `name`.
+
+        The hidden layer is the largest temporary; new memory for it in every step would cost
+        more page faults than arithmetic.
+        """
+        held = self._buffers.get(name)
+        if held is None or held.shape[0] < cells:
+            held = self.weight1.new_empty(cells + cells // 4, self.weight1.shape[0])
+            self._buffers[name] = held
+        return held[:cells]
+
     def hidden(self, features: Tensor) -> Tensor:
-        """Compute relu(W₁ p + b₁): `[n, 3*C]` to `[n, hidden]`."""
-        return torch.addmm(self.bias1, features, self._weight1_t).relu_()
+        """Compute relu(W₁ p + b₁): `[n, 3*C]` to `[n, hidden]`, valid until the next call."""
+        out = self.buffer("hidden", features.shape[0])
+        return torch.addmm(self.bias1, features, self._weight1_t, out=out).relu_()
 
     def delta(self, features: Tensor) -> Tensor:
         """Compute W₂ relu(W₁ p + b₁) + b₂: `[n, 3*C]` to `[n, C]`."""
@@ -158,7 +172,8 @@ class NetworkGrad:
         """
         network = self._network
         hidden = network.hidden(features)
-        grad_hidden = grad_delta @ network.weight2
+        grad_hidden = network.buffer("grad_hidden", features.shape[0])
+        torch.mm(grad_delta, network.weight2, out=grad_hidden)
         torch.ops.aten.threshold_backward.grad_input(grad_hidden, hidden, 0, grad_input=grad_hidden)
         if self._wanted:
             self.weight2.addmm_(grad_delta.t(), hidden)

@@ -9,16 +9,18 @@ from torch import Tensor
 from fastnca.active.backward import run_backward
 from fastnca.active.forward import OutOfRangeError, Stepper, StepRecord
 from fastnca.active.grid import Grid
-from fastnca.active.network import Network, Stencil
+from fastnca.active.network import Network
 
-__all__ = ["OutOfRangeError", "active_rollout"]
+__all__ = ["ActiveState", "OutOfRangeError", "active_rollout"]
+
+Parameters = tuple[Tensor, Tensor, Tensor, Tensor]
 
 _RECORD = 5  # tensors of a StepRecord
 
 
 def active_rollout(
     state: Tensor,
-    parameters: tuple[Tensor, Tensor, Tensor, Tensor],
+    parameters: Parameters,
     masks: Iterable[Tensor | None],
 ) -> Tensor:
     """Advance a state by one step per mask, as one autograd node.
@@ -35,8 +37,39 @@ def active_rollout(
     Raises:
         OutOfRangeError: a value left the range in which active cells are exact.
     """
-    result: Tensor = _Rollout.apply(state, *parameters, masks)
-    return result
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (state, *parameters)):
+        result: Tensor = _Rollout.apply(state, *parameters, masks)
+        return result
+    active = ActiveState(state, parameters)
+    active.advance(masks)
+    return active.state()
+
+
+class ActiveState:
+    """A state that is advanced step by step without gradient.
+
+    Args:
+        state: `[B, C, H, W]` float32 or float64, any strides; copied.
+        parameters: as in `active_rollout`.
+
+    Raises:
+        OutOfRangeError: a value is outside the range in which active cells are exact.
+    """
+
+    def __init__(self, state: Tensor, parameters: Parameters) -> None:
+        with torch.no_grad():
+            self._grid = Grid(state.shape[0], state.shape[2], state.shape[3], state.device)
+            network = Network.from_convolutions(*parameters)
+            self._stepper = Stepper(self._grid, network, self._grid.to_rows(state))
+
+    def advance(self, masks: Iterable[Tensor | None]) -> None:
+        """Advance by one step per mask; raises `OutOfRangeError` as `active_rollout` does."""
+        with torch.no_grad():
+            self._stepper.run(masks, keep=False)
+
+    def state(self) -> Tensor:
+        """Return a contiguous copy of the state, `[B, C, H, W]`."""
+        return self._grid.to_state(self._stepper.rows)
 
 
 class _Rollout(torch.autograd.Function):
@@ -48,12 +81,10 @@ class _Rollout(torch.autograd.Function):
         grid = Grid(state.shape[0], state.shape[2], state.shape[3], state.device)
         network = Network.from_convolutions(w1, b1, w2, b2)
         rows = grid.to_rows(state)
-        keep = any(ctx.needs_input_grad)
-        records = Stepper(grid, network, Stencil(grid, rows.dtype), rows).run(masks, keep)
-        if keep:
-            kept = [tensor for record in records for tensor in record.tensors()]
-            ctx.save_for_backward(state, w1, b1, w2, b2, rows, *kept)
-            ctx.grid = grid
+        records = Stepper(grid, network, rows).run(masks, keep=True)
+        kept = [tensor for record in records for tensor in record.tensors()]
+        ctx.save_for_backward(state, w1, b1, w2, b2, rows, *kept)
+        ctx.grid = grid
         return grid.to_state(rows)
 
     @staticmethod

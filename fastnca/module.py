@@ -1,0 +1,273 @@
+"""The drop-in `NeuralCA`: the reference's class with faster ways to compute the same steps."""
+
+from collections.abc import Iterator
+from os import PathLike
+from typing import Any, Self, cast
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from fastnca import reference
+from fastnca.active import ActiveState, OutOfRangeError, active_rollout
+from fastnca.backends import check_backend
+from fastnca.checks import check_count, check_state
+from fastnca.masks import check_seed, check_update_rate, draw_seed, iterate_masks
+from fastnca.states import ALPHA, NUM_CHANNELS
+from fastnca.support import PRECISIONS, choose_backend
+
+_FEWEST_CELLS = 2048
+"""Below this many cells a single step costs less with the reference operators than the search
+for active cells does (bench/steps.py prints both)."""
+
+
+class NeuralCA(reference.NeuralCA):
+    """The tutorial's Neural Cellular Automaton, fast.
+
+    Parameters, `state_dict` keys, `forward` and the random numbers it draws are the reference's;
+    see `fastnca.reference` for the equations.
+
+    Args:
+        num_channels: channels C of the state, at least 4.
+        hidden_dim: width of the hidden layer, at least 1.
+        backend: "auto", "reference", "torch" (active cells) or "triton" (fused kernels).
+        precision: operand precision of the fused kernels, "auto", "fp16", "bf16" or "ieee";
+            the other backends compute in the state's dtype.
+
+    Attributes:
+        metadata: JSON-serialisable facts that are saved with the model, for instance its grid
+            size. Not used by the model itself.
+
+    Raises:
+        TypeError: a size is not an int.
+        ValueError: a size is out of range, or backend or precision is unknown.
+    """
+
+    def __init__(
+        self,
+        num_channels: int = NUM_CHANNELS,
+        hidden_dim: int = 128,
+        *,
+        backend: str = "auto",
+        precision: str = "auto",
+    ) -> None:
+        check_count(num_channels, "num_channels", least=ALPHA + 1)
+        check_count(hidden_dim, "hidden_dim", least=1)
+        super().__init__(num_channels, hidden_dim)
+        self.hidden_dim = hidden_dim
+        self.backend = check_backend(backend, "backend")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        self.precision = precision
+        self.metadata: dict[str, Any] = {}
+
+    def extra_repr(self) -> str:
+        """Return backend and precision for `print(model)`."""
+        return f"backend={self.backend!r}, precision={self.precision!r}"
+
+    def forward(self, state: Tensor, update_rate: float = 0.5) -> Tensor:
+        """Advance a state by one step.
+
+        Args:
+            state: `[B, C, H, W]`, of the model's dtype and device, any strides.
+            update_rate: probability in [0, 1] that a cell updates. Used in training mode only,
+                where the mask is drawn from torch's generator exactly as the tutorial draws it;
+                in eval mode every cell updates.
+
+        Returns:
+            `[B, C, H, W]`.
+
+        Raises:
+            BackendError: the requested backend cannot run.
+            TypeError: the state is not a tensor of the model's dtype.
+            ValueError: shape, device or update rate do not fit.
+        """
+        backend = self._check(state, update_rate)
+        mask = None
+        if self.training:
+            mask = torch.rand_like(state[:, :1, :, :]) < update_rate
+        if backend == "torch" and state[:, 0].numel() >= _FEWEST_CELLS:
+            try:
+                return active_rollout(
+                    state, self._weights(), [None if mask is None else mask[:, 0]]
+                )
+            except OutOfRangeError:
+                pass
+        return self._step(state, 1.0 if mask is None else mask.float())
+
+    def run_steps(
+        self,
+        state: Tensor,
+        steps: int,
+        update_rate: float = 0.5,
+        *,
+        seed: int | None = None,
+        first_step: int = 0,
+    ) -> Tensor:
+        """Advance a state by several steps, as one rollout and one autograd node.
+
+        Args:
+            state: `[B, C, H, W]`, of the model's dtype and device, any strides.
+            steps: number of steps, at least 0.
+            update_rate: probability in [0, 1] that a cell updates (training mode only).
+            seed: 64-bit seed of the masks of `fastnca.update_mask`, equal on every backend; None
+                draws one from torch's default generator.
+            first_step: number of the first step, so that a rollout can be continued:
+                20 steps and 20 more with `first_step=20` equal 40 steps.
+
+        Returns:
+            `[B, C, H, W]`; with 0 steps the state itself.
+
+        Raises:
+            BackendError: the requested backend cannot run.
+            TypeError: the state is not a tensor of the model's dtype, or a count not an int.
+            ValueError: shape, device, update rate, steps or seed do not fit.
+        """
+        backend = self._check(state, update_rate)
+        check_count(steps, "steps")
+        check_count(first_step, "first_step")
+        seed = self._seed(seed)
+        if backend == "torch" and steps > 0:
+            masks = self._masks(state, steps, update_rate, seed, first_step)
+            try:
+                return active_rollout(state, self._weights(), masks)
+            except OutOfRangeError:
+                pass
+        return self._reference_steps(state, steps, update_rate, seed, first_step)
+
+    def trajectory(
+        self,
+        state: Tensor,
+        steps: int,
+        every: int = 1,
+        update_rate: float = 0.5,
+        *,
+        seed: int | None = None,
+    ) -> Iterator[Tensor]:
+        """Iterate over the states of a rollout, without gradient.
+
+        Args:
+            state: `[B, C, H, W]`.
+            steps: number of steps, at least 0.
+            every: steps from one yielded state to the next, at least 1.
+            update_rate: probability in [0, 1] that a cell updates (training mode only).
+            seed: as in `run_steps`.
+
+        Yields:
+            `[B, C, H, W]`: the states after 0, `every`, 2 * `every`, ... steps, and the last one.
+
+        Raises:
+            BackendError, TypeError, ValueError: as `run_steps`.
+        """
+        backend = self._check(state, update_rate)
+        check_count(steps, "steps")
+        check_count(every, "every", least=1)
+        seed = self._seed(seed)
+        return self._trajectory(backend, state, steps, every, update_rate, seed)
+
+    def _trajectory(
+        self,
+        backend: str,
+        state: Tensor,
+        steps: int,
+        every: int,
+        update_rate: float,
+        seed: int | None,
+    ) -> Iterator[Tensor]:
+        """Yield what `trajectory` promises; apart from it so that errors come at the call."""
+        active = ActiveState(state, self._weights()) if backend == "torch" else None
+        yield state
+        for first in range(0, steps, every):
+            count = min(every, steps - first)
+            if active is not None:
+                try:
+                    active.advance(self._masks(state, count, update_rate, seed, first))
+                    state = active.state()
+                    yield state
+                    continue
+                except OutOfRangeError:
+                    active = None
+            with torch.no_grad():
+                state = self._reference_steps(state, count, update_rate, seed, first)
+            yield state
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the model into directory `path` as `config.json` and `model.safetensors`.
+
+        Each file is replaced atomically; a crash leaves the old model or the new one.
+
+        Args:
+            path: directory; made if missing.
+
+        Raises:
+            OSError: the files cannot be written.
+            TypeError: `metadata` is not JSON-serialisable.
+        """
+        from fastnca.storage.model import save_model
+
+        save_model(self, path)
+
+    @classmethod
+    def load(
+        cls, path: str | PathLike[str], *, backend: str = "auto", precision: str = "auto"
+    ) -> Self:
+        """Read a model that `save` wrote, or the tutorial's `torch.save(model.state_dict())` file.
+
+        Args:
+            path: directory with `config.json` and `model.safetensors`, or a `.pt` file.
+            backend: as in the constructor.
+            precision: as in the constructor.
+
+        Returns:
+            The model on the CPU, in training mode, of the dtype that was saved.
+
+        Raises:
+            FileFormatError: the file is damaged or is not a model.
+            FileNotFoundError: there is nothing at `path`.
+        """
+        from fastnca.storage.model import load_model
+
+        return load_model(cls, path, backend=backend, precision=precision)
+
+    def _check(self, state: Tensor, update_rate: float) -> str:
+        """Check the arguments of a call; return the backend that computes it."""
+        check_state(state, self.num_channels, self.perception.filters)
+        check_update_rate(update_rate)
+        return choose_backend(self, self.backend, self.precision, state)
+
+    def overridden(self) -> list[str]:
+        """Name the parts of the step that a subclass defines anew; then only they may be used."""
+        names = ("forward", "get_alive_mask", "_step")
+        return [name for name in names if getattr(type(self), name) is not getattr(NeuralCA, name)]
+
+    def _seed(self, seed: int | None) -> int | None:
+        """Return the seed of a rollout's masks, or None where no seeded mask is used."""
+        if type(self).forward is not NeuralCA.forward:
+            if seed is not None:
+                raise TypeError(
+                    f"{type(self).__name__} overrides forward, which draws its own masks; "
+                    "leave seed=None and use torch.manual_seed"
+                )
+            return None
+        if not self.training:
+            return None
+        return draw_seed() if seed is None else check_seed(seed)
+
+    def _reference_steps(
+        self, state: Tensor, steps: int, update_rate: float, seed: int | None, first_step: int
+    ) -> Tensor:
+        """Compute `run_steps` with the reference operators."""
+        return super().run_steps(state, steps, update_rate, seed=seed, first_step=first_step)
+
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return weight and bias of both convolutions."""
+        first, last = cast(nn.Conv2d, self.update_net[0]), cast(nn.Conv2d, self.update_net[2])
+        return first.weight, cast(Tensor, first.bias), last.weight, cast(Tensor, last.bias)
+
+    def _masks(
+        self, state: Tensor, steps: int, update_rate: float, seed: int | None, first_step: int
+    ) -> Iterator[Tensor | None]:
+        """Iterate over the masks `[B, H, W]` of a rollout; None where every cell updates."""
+        if seed is None:
+            return iter([None] * steps)
+        return iterate_masks(seed, first_step, steps, state.shape, update_rate, state.device)

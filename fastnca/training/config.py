@@ -1,0 +1,181 @@
+"""Options of a training run, and presets for the published recipes."""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from fastnca.masks import check_seed, check_update_rate
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of pool training; the defaults are the tutorial's.
+
+    Attributes:
+        iterations: optimiser steps of `PoolTrainer.fit`.
+        pool_size: states kept between iterations.
+        batch_size: states per iteration.
+        learning_rate: of Adam.
+        min_steps: fewest steps of a rollout.
+        max_steps: exclusive upper limit of the steps of a rollout.
+        update_rate: probability in [0, 1] that a cell updates in a step.
+        use_pool: False starts every rollout from the seed (Distill's "growing" experiment).
+        replacement: True draws a batch with replacement, so a state may occur twice.
+        reseed: which sample becomes the seed again: "after", the worst of the batch when it goes
+            back to the pool; "before", the worst of the drawn states before the rollout; "none".
+        damage: number of drawn states with the lowest loss that lose a random disc before the
+            rollout.
+        clamp_loss: True compares RGBA clamped to [0, 1] with the target, False as it is.
+        gradient: "clip" limits the norm of all gradients to `clip_norm`, "normalize" divides
+            each tensor's gradient by its own norm, "none" leaves them.
+        clip_norm: limit for "clip".
+        milestones: iterations at which the learning rate is multiplied by `decay`.
+        decay: see `milestones`.
+        fill_hidden: True seeds alpha and all hidden channels with 1, as Distill does.
+        seed: fixes sampling, step counts, masks and damage; None draws from torch's default
+            generator.
+        max_skips: iterations in a row without a finite loss and gradient after which training
+            stops.
+        log_interval: iterations between two flushes of the metrics file.
+
+    Raises:
+        TypeError: a value has the wrong type.
+        ValueError: a value is out of range.
+    """
+
+    iterations: int = 500
+    pool_size: int = 256
+    batch_size: int = 4
+    learning_rate: float = 2e-3
+    min_steps: int = 64
+    max_steps: int = 96
+    update_rate: float = 0.5
+    use_pool: bool = True
+    replacement: bool = True
+    reseed: str = "after"
+    damage: int = 0
+    clamp_loss: bool = True
+    gradient: str = "clip"
+    clip_norm: float = 1.0
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
+    fill_hidden: bool = False
+    seed: int | None = None
+    max_skips: int = 10
+    log_interval: int = 10
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            _check_int(name, getattr(self, name), least)
+        for name in ("learning_rate", "clip_norm", "decay"):
+            _check_positive(name, getattr(self, name))
+        for name in ("use_pool", "replacement", "clamp_loss", "fill_hidden"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
+        check_update_rate(self.update_rate)
+        if self.max_steps <= self.min_steps:
+            raise ValueError(
+                f"max_steps is exclusive and must be above min_steps, got {self.min_steps} and "
+                f"{self.max_steps}"
+            )
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        for milestone in self.milestones:
+            _check_int("milestones", milestone, 0)
+        if self.seed is not None:
+            check_seed(self.seed)
+        self._check_batch()
+
+    def _check_batch(self) -> None:
+        """Check what batch, pool and recipe demand of each other."""
+        if self.use_pool and not self.replacement and self.batch_size > self.pool_size:
+            raise ValueError(
+                f"a batch of {self.batch_size} cannot be drawn without replacement from a pool of "
+                f"{self.pool_size}"
+            )
+        kept = self.batch_size - (self.reseed == "before")
+        if self.damage > kept:
+            raise ValueError(
+                f"damage={self.damage} states of a batch of {self.batch_size} leaves none for the "
+                "seed; lower damage or raise batch_size"
+            )
+        if not self.use_pool and (self.damage or self.reseed == "before"):
+            raise ValueError("damage and reseed='before' need use_pool=True")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """Return a published recipe, with `changes` to single options.
+
+        Args:
+            name: one of `PRESETS`.
+            **changes: options that differ from the recipe.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            TypeError: an option has the wrong type or does not exist.
+            ValueError: the name is unknown or an option out of range.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(changes.keys() - known):
+            raise TypeError(f"unknown training options: {', '.join(unknown)}")
+        return cls(**{**PRESETS[name], **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as JSON-serialisable values."""
+        return {**asdict(self), "milestones": list(self.milestones)}
+
+
+_LEAST = {
+    "iterations": 0,
+    "pool_size": 1,
+    "batch_size": 1,
+    "min_steps": 1,
+    "max_steps": 2,
+    "damage": 0,
+    "max_skips": 1,
+    "log_interval": 1,
+}
+_CHOICES = {"reseed": ("after", "before", "none"), "gradient": ("clip", "normalize", "none")}
+
+# "Growing Neural Cellular Automata" (Mordvintsev et al., Distill 2020) and its notebook: Adam,
+# 2e-3 and a tenth of it after 2000 of 8000 iterations, 64 to 95 steps, batch 8, pool 1024.
+_DISTILL: dict[str, Any] = {
+    "iterations": 8000,
+    "pool_size": 1024,
+    "batch_size": 8,
+    "replacement": False,
+    "reseed": "before",
+    "clamp_loss": False,
+    "gradient": "normalize",
+    "milestones": (2000,),
+    "fill_hidden": True,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "tutorial": {},
+    "growing": {**_DISTILL, "use_pool": False, "reseed": "none"},
+    "persistent": _DISTILL,
+    "regenerating": {**_DISTILL, "damage": 3},
+}
+"""Recipes by name: the tutorial's, and the three experiments of the Distill article."""
+
+
+def _check_int(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _check_positive(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
