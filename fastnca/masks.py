@@ -83,7 +83,7 @@ def check_update_rate(update_rate: float) -> float:
 
 def threshold(update_rate: float) -> int:
     """Return the exclusive limit, in [0, 2²⁴], below which a word's upper 24 bits mean "update"."""
-    return round(check_update_rate(update_rate) * 2**_BITS)
+    return round(check_update_rate(update_rate) * (1 << _BITS))
 
 
 def update_masks(

@@ -3,6 +3,8 @@
 Channels 0 to 3 are RGBA, the rest is hidden; channel 3 (alpha) decides which cells are alive.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -101,7 +103,7 @@ def disc(
     Returns:
         `[B, H, W]` bool, True inside, on the device of `centers`.
     """
-    like = {"device": centers.device, "dtype": centers.dtype}
-    y = torch.linspace(-1, 1, height, **like)[None, :, None] - centers[:, 0, None, None]
-    x = torch.linspace(-1, 1, width, **like)[None, None, :] - centers[:, 1, None, None]
-    return x * x + y * y < (radii * radii)[:, None, None]
+    axis = partial(torch.linspace, -1, 1, device=centers.device, dtype=centers.dtype)
+    y = axis(steps=height)[None, :, None] - centers[:, 0, None, None]
+    x = axis(steps=width)[None, None, :] - centers[:, 1, None, None]
+    return torch.lt(x * x + y * y, (radii * radii)[:, None, None])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _MAX_COUNT = 2**53
+_NOT_FINITE = -1.0  # stands for a loss that was not finite: saved tensors hold finite values
 _FREE_OPTIONS = ("iterations", "log_interval")  # may change between save and resume
 
 
@@ -80,12 +81,13 @@ def save_trainer(trainer: "PoolTrainer", directory: Path) -> None:
         if parameter in trainer.optimizer.state
     }
     generator = _generator_state(trainer)
+    losses = torch.tensor(trainer.losses, dtype=torch.float64)
     tensors = {
         **{f"model.{name}": value for name, value in trainer.model.state_dict().items()},
         **{f"good.{name}": value for name, value in trainer.good_weights.items()},
         **moments,
         "pool": trainer.pool.states,
-        "losses": torch.tensor(trainer.losses, dtype=torch.float64).nan_to_num(nan=-1.0),
+        "losses": torch.where(losses.isfinite(), losses, _NOT_FINITE),
         "generator": generator,
     }
     header = {
@@ -114,7 +116,7 @@ def resume_trainer(trainer: "PoolTrainer", directory: Path) -> None:
     trainer.skipped = header["skipped"]
     trainer.skipped_in_a_row = header["skipped_in_a_row"]
     losses = tensors["losses"]
-    trainer.losses = torch.where(losses < 0, torch.nan, losses).tolist()
+    trainer.losses = losses.masked_fill(losses == _NOT_FINITE, torch.nan).tolist()
     if trainer.generator is None:
         torch.set_rng_state(tensors["generator"])
     else:

@@ -1,0 +1,165 @@
+"""Arguments of the command line, and its errors: one sentence, and an exit code.
+
+Exit codes: 0 done, 1 refused or failed, 2 wrong arguments, 3 training diverged, 130 Ctrl-C,
+143 SIGTERM.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any
+
+from fastnca import __version__
+from fastnca.backends import BACKENDS, BackendError
+from fastnca.storage import FileFormatError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; `argv` is the process's arguments if None. Returns the exit code."""
+    arguments = _build_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except (BackendError, FileFormatError, OSError, TypeError, ValueError) as error:
+        print(f"fastnca: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    from fastnca.commands.info import info
+
+    parser = argparse.ArgumentParser(
+        prog="fastnca", description="Train Neural Cellular Automata and look at what grows."
+    )
+    parser.add_argument("--version", action="version", version=f"fastnca {__version__}")
+    commands = parser.add_subparsers(metavar="command", required=True)
+    _add_train(commands.add_parser("train", help="train a model and draw what it learned"))
+    _add_grow(commands.add_parser("grow", help="draw a saved model growing from its seed"))
+    _add_regenerate(commands.add_parser("regenerate", help="draw its recovery from damage"))
+    _add_life(commands.add_parser("life", help="draw Conway's Game of Life"))
+    about = commands.add_parser("info", help="print versions, devices and backends")
+    about.set_defaults(run=info)
+    return parser
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    from fastnca.commands.train import train
+    from fastnca.targets import TARGETS
+    from fastnca.training import PRESETS, TrainConfig
+
+    names = ", ".join(TARGETS)
+    parser.set_defaults(run=train)
+    parser.add_argument("--target", default="circle", help=f"{names}, or a picture file")
+    parser.add_argument("--size", type=_positive, default=64, help="cells per side (64)")
+    parser.add_argument("--padding", type=_count, help="empty cells around a picture (size / 8)")
+    parser.add_argument("--out", type=Path, help="directory of the run (runs/TARGET)")
+    parser.add_argument("--force", action="store_true", help="overwrite a run in --out")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--channels", type=_positive, default=16, help="state channels (16)")
+    parser.add_argument("--hidden", type=_positive, default=128, help="hidden width (128)")
+    parser.add_argument("--device", type=_device, default=_device("auto"), help="cpu, cuda, ...")
+    _add_backend(parser)
+    recipe = parser.add_argument_group("recipe", "each option changes one thing in the preset")
+    recipe.add_argument("--preset", choices=list(PRESETS), default="tutorial")
+    for option in fields(TrainConfig):
+        _add_option(recipe, option)
+
+
+def _add_option(group: "argparse._ArgumentGroup", option: "Field[Any]") -> None:
+    """Add the flag of one field of `TrainConfig`; without it the preset decides."""
+    flag = "--" + option.name.replace("_", "-")
+    if option.name == "seed":
+        group.add_argument(flag, type=int, default=0, help="fixes every random choice (0)")
+    elif isinstance(option.default, bool):
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
+    elif isinstance(option.default, tuple):
+        group.add_argument(flag, type=_count, nargs="*", metavar="N")
+    else:
+        kind = type(option.default)
+        group.add_argument(flag, type=kind, metavar={int: "N", float: "X", str: "NAME"}[kind])
+
+
+def _add_grow(parser: argparse.ArgumentParser) -> None:
+    from fastnca.commands.show import grow
+
+    parser.set_defaults(run=grow)
+    _add_model(parser)
+    parser.add_argument("--steps", type=_count, default=100, help="steps of the rollout (100)")
+
+
+def _add_regenerate(parser: argparse.ArgumentParser) -> None:
+    from fastnca.commands.show import regenerate
+
+    parser.set_defaults(run=regenerate)
+    _add_model(parser)
+    parser.add_argument("--grow-steps", type=_count, default=100, help="steps before (100)")
+    parser.add_argument("--steps", type=_count, default=100, help="steps after the damage (100)")
+    parser.add_argument("--damage", choices=("rectangle", "disc"), default="rectangle")
+    box = ("TOP", "LEFT", "BOTTOM", "RIGHT")
+    parser.add_argument("--box", type=int, nargs=4, metavar=box, help="of the rectangle, in cells")
+    parser.add_argument("--center", type=float, nargs=2, metavar=("Y", "X"), help="of the disc")
+    parser.add_argument("--radius", type=_length, help="of the disc, in cells (size / 5)")
+
+
+def _add_life(parser: argparse.ArgumentParser) -> None:
+    from fastnca.commands.show import LIFE_PATTERNS, life
+
+    parser.set_defaults(run=life)
+    parser.add_argument("--pattern", choices=list(LIFE_PATTERNS), default="glider")
+    parser.add_argument("--size", type=_positive, default=32, help="cells per side (32)")
+    parser.add_argument("--steps", type=_count, default=50, help="steps of the run (50)")
+    _add_out(parser)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="directory of a run, or a tutorial .pt file")
+    parser.add_argument("--size", type=_positive, help="cells per side (as it was trained)")
+    _add_out(parser)
+    _add_backend(parser)
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, nargs="+", metavar="FILE", help="pictures to write, .png or .gif"
+    )
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", choices=BACKENDS, default="auto")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def _length(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+    return value
+
+
+def _device(text: str) -> str:
+    import torch
+
+    if text == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=torch.device(text))
+    except (RuntimeError, AssertionError) as error:
+        fault = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"cannot use device {text!r}: {fault}") from error
+    return text

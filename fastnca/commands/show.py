@@ -1,0 +1,162 @@
+"""`fastnca grow`, `fastnca regenerate` and `fastnca life`: pictures without training."""
+
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastnca.commands.output import picture_paths, save_figure
+from fastnca.life import game_of_life_step
+from fastnca.module import NeuralCA
+from fastnca.pictures import (
+    encode_gif,
+    plot_life,
+    rollout_states,
+    to_pixels,
+    visualize_growth,
+    visualize_regeneration,
+)
+from fastnca.pictures.render import Pixels, seed_of
+from fastnca.states import disc, rectangle
+from fastnca.storage.atomic import write_atomically
+
+GIF_EVERY = 2  # steps from frame to frame
+
+LIFE_PATTERNS = {
+    "glider": (".#.", "..#", "###"),
+    "blinker": ("###",),
+    "r-pentomino": (".##", "##.", ".#."),
+    "acorn": (".#.....", "...#...", "##..###"),
+}
+"""Game of Life patterns by name; # is a living cell."""
+
+
+def grow(arguments: Namespace) -> int:
+    """Draw a saved model growing from its seed."""
+    model, size = _load(arguments)
+    for path in picture_paths(arguments.out, _default_paths(arguments.model, "growth")):
+        if path.suffix.lower() == ".png":
+            save_figure(visualize_growth(model, size, arguments.steps), path)
+        else:
+            write_atomically(path, growth_gif(model, size, arguments.steps))
+        print(path)
+    return 0
+
+
+def regenerate(arguments: Namespace) -> int:
+    """Draw a saved model recovering from damage."""
+    model, size = _load(arguments)
+    damage = _damage(arguments, size)
+    steps = arguments.grow_steps, arguments.steps
+    for path in picture_paths(arguments.out, _default_paths(arguments.model, "regeneration")):
+        if path.suffix.lower() == ".png":
+            save_figure(visualize_regeneration(model, size, *steps, damage=damage), path)
+        else:
+            write_atomically(path, _regeneration_gif(model, size, *steps, damage))
+        print(path)
+    return 0
+
+
+def life(arguments: Namespace) -> int:
+    """Draw a Game of Life pattern."""
+    grid = _pattern(arguments.pattern, arguments.size)
+    default = [Path(f"life-{arguments.pattern}.png"), Path(f"life-{arguments.pattern}.gif")]
+    for path in picture_paths(arguments.out, default):
+        if path.suffix.lower() == ".png":
+            save_figure(plot_life(grid, arguments.steps), path)
+        else:
+            frames = (np.repeat(_black(g), 3, axis=2) for g in _life_grids(grid, arguments.steps))
+            write_atomically(path, encode_gif(frames, milliseconds=100))
+        print(path)
+    return 0
+
+
+def growth_gif(model: NeuralCA, size: int, steps: int) -> bytes:
+    """Encode a model's growth from its seed."""
+    return encode_gif(_frames(rollout_states(model, seed_of(model, size), steps)))
+
+
+def _regeneration_gif(
+    model: NeuralCA, size: int, grow_steps: int, steps: int, damage: Tensor
+) -> bytes:
+    """Encode the growth of a model, the damage, and its recovery."""
+
+    def states() -> Iterator[Tensor]:
+        for state in rollout_states(model, seed_of(model, size), grow_steps):
+            last = state
+            yield state
+        yield from rollout_states(model, last.masked_fill(damage.to(last.device), 0.0), steps)
+
+    return encode_gif(_frames(states()))
+
+
+def _frames(states: Iterator[Tensor]) -> Iterator[Pixels]:
+    """Yield every second state, and the last one, as pixels."""
+    step = -1
+    for step, state in enumerate(states):
+        last = state
+        if step % GIF_EVERY == 0:
+            yield to_pixels(state)
+    if step % GIF_EVERY:
+        yield to_pixels(last)
+
+
+def _load(arguments: Namespace) -> tuple[NeuralCA, int]:
+    """Read the model; the grid is the one it was trained on unless the user says otherwise."""
+    model = NeuralCA.load(arguments.model, backend=arguments.backend)
+    trained = model.metadata.get("size", 64)
+    size = arguments.size or (trained if isinstance(trained, int) and trained > 0 else 64)
+    return model, size
+
+
+def _default_paths(model: Path, name: str) -> list[Path]:
+    """Put pictures beside the model."""
+    directory = model if model.is_dir() else model.parent
+    return [directory / f"{name}.png", directory / f"{name}.gif"]
+
+
+def _damage(arguments: Namespace, size: int) -> Tensor:
+    """Return the damaged cells, `[size, size]` bool."""
+    if arguments.damage == "rectangle":
+        low, high = size * 20 // 64, max(size * 44 // 64, size * 20 // 64 + 1)
+        top, left, bottom, right = arguments.box or (low, low, high, high)
+        return rectangle(size, size, (top, left, bottom, right))
+    y, x = arguments.center or (size / 2, size / 2)
+    unit = max(size - 1, 1) / 2  # cells per half-width
+    radius = (arguments.radius or size / 5) / unit
+    center = torch.tensor([[y / unit - 1, x / unit - 1]])
+    inside = disc(size, size, center, torch.tensor([radius]))[0]
+    if not inside.any():
+        raise ValueError(f"the disc at {y}, {x} covers no cell of a {size}x{size} grid")
+    return inside
+
+
+def _pattern(name: str, size: int) -> Tensor:
+    """Place a pattern in the middle of an empty grid (the glider where the tutorial has it)."""
+    rows = LIFE_PATTERNS[name]
+    height, width = len(rows), len(rows[0])
+    if size < max(height, width):
+        raise ValueError(f"the {name} needs a grid of at least {max(height, width)}, got {size}")
+    top, left = (size - height) // 2, (size - width) // 2
+    if name == "glider":
+        top = left = min(5, size - height)
+    grid = torch.zeros(size, size)
+    cells = torch.tensor([[float(cell == "#") for cell in row] for row in rows])
+    grid[top : top + height, left : left + width] = cells
+    return grid
+
+
+def _life_grids(grid: Tensor, steps: int) -> Iterator[Tensor]:
+    yield grid
+    for _ in range(steps):
+        grid = game_of_life_step(grid)
+        yield grid
+
+
+def _black(grid: Tensor) -> Pixels:
+    """Show living cells black on white: `[H, W, 1]`."""
+    pixels: Pixels = ((1 - grid) * 255).to(torch.uint8)[..., None].numpy()
+    return pixels

@@ -1,0 +1,70 @@
+"""States as pixels, and the states that a picture needs."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn as nn
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastnca.states import create_seed, get_visible_state
+
+Pixels = NDArray[np.uint8]
+
+
+def to_pixels(state: Tensor) -> Pixels:
+    """Show the visible part of one state on white.
+
+    Colours are premultiplied by alpha, as in every target of this package, so a pixel is
+    `1 - alpha + rgb`.
+
+    Args:
+        state: `[1, C, H, W]` with at least the four channels RGBA.
+
+    Returns:
+        `[H, W, 3]` uint8.
+    """
+    rgba = get_visible_state(state)[0].detach().float().cpu().nan_to_num(0.0)
+    rgb = (1 - rgba[3:] + rgba[:3]).clamp(0, 1)
+    pixels: Pixels = (rgb.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    return pixels
+
+
+def seed_of(model: nn.Module, size: int) -> Tensor:
+    """Return the seed `[1, C, size, size]` that `model` was trained from, on its device."""
+    parameter = next(model.parameters())
+    facts: dict[str, Any] = getattr(model, "metadata", {})
+    return create_seed(
+        size,
+        int(getattr(model, "num_channels", 16)),
+        fill_hidden=bool(facts.get("fill_hidden", False)),
+        device=parameter.device,
+        dtype=parameter.dtype,
+    )
+
+
+def rollout_states(model: nn.Module, state: Tensor, steps: int) -> Iterator[Tensor]:
+    """Iterate over the states after 0, 1, ... `steps` steps in eval mode, without gradient.
+
+    Works on any module that maps a state to the next one; its mode is put back at the end.
+
+    Args:
+        model: called once per step.
+        state: `[B, C, H, W]`.
+        steps: number of steps, at least 0.
+
+    Yields:
+        `[B, C, H, W]`.
+    """
+    training = model.training
+    model.eval()
+    try:
+        yield state
+        for _ in range(steps):
+            with torch.no_grad():
+                state = model(state)
+            yield state
+    finally:
+        model.train(training)
