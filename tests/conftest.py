@@ -1,0 +1,34 @@
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+if not os.environ.get("CUDA_VISIBLE_DEVICES"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports a kernel
+
+import pytest
+import torch
+
+from tests.helpers import Grown, load_grown
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the checks marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="long check: run with --slow"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded(monkeypatch):
+    monkeypatch.delenv("FASTNCA_BACKEND", raising=False)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def grown() -> Grown:
+    """A model trained for a moment, and states of its pool with living, dying and dead regions."""
+    return load_grown()

@@ -1,0 +1,76 @@
+"""Shared by the tests: grown states, and the comparison of a rollout with the reference."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fastnca import NeuralCA, get_visible_state, reference
+
+GROWN = Path(__file__).parent / "data" / "grown.safetensors"
+
+PARAMETERS = (
+    "update_net.0.weight",
+    "update_net.0.bias",
+    "update_net.2.weight",
+    "update_net.2.bias",
+)
+
+
+@dataclass(frozen=True)
+class Grown:
+    weights: dict[str, Tensor]
+    states: Tensor  # [B, 16, 28, 28] float32
+
+    def model(self, kind=NeuralCA, dtype=torch.float64, **options):
+        model = kind(16, 48, **options)
+        model.load_state_dict(self.weights)
+        return model.to(dtype)
+
+
+def load_grown() -> Grown:
+    """Read what `tests/make_grown.py` made."""
+    tensors = load_file(GROWN)
+    return Grown(states=tensors.pop("states"), weights=tensors)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    state: Tensor
+    gradients: dict[str, Tensor]
+
+
+def roll_out(model, state: Tensor, steps: int, seed: int, update_rate: float = 0.5) -> Outcome:
+    """Run a rollout and differentiate a loss that reaches every visible channel."""
+    model.zero_grad()
+    state = state.clone().requires_grad_()
+    end = model.run_steps(state, steps, update_rate, seed=seed)
+    target = torch.linspace(0, 1, end[:, :4].numel(), dtype=end.dtype).view_as(end[:, :4])
+    (F.mse_loss(get_visible_state(end), target) + (end[:, 4:] ** 2).mean()).backward()
+    named = dict(model.named_parameters())
+    gradients = {name: named[name].grad.clone() for name in PARAMETERS}
+    return Outcome(end.detach(), {"state": state.grad, **gradients})
+
+
+def relative_error(value: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest expected value."""
+    scale = max(float(expected.abs().max()), 1e-300)
+    return float((value.to(expected.dtype) - expected).abs().max()) / scale
+
+
+def copy_weights(source: torch.nn.Module, kind=reference.NeuralCA, dtype=None) -> torch.nn.Module:
+    """Make a model of another class with the same weights."""
+    model = kind(source.num_channels, source.update_net[0].out_channels)
+    model.load_state_dict(source.state_dict())
+    return model.to(dtype or next(source.parameters()).dtype).train(source.training)
+
+
+def excite(model: torch.nn.Module, scale: float = 0.05) -> torch.nn.Module:
+    """Give the zero-initialised last layer random weights, so that a step changes something."""
+    with torch.no_grad():
+        model.update_net[2].weight.normal_(0, scale)
+        model.update_net[2].bias.normal_(0, scale / 10)
+    return model
