@@ -1,7 +1,6 @@
 """Which implementation computes a step: names, the user's choice, and the error of a refusal."""
 
 import os
-from contextvars import ContextVar, Token
 from types import TracebackType
 
 BACKENDS = ("auto", "reference", "torch", "triton")
@@ -9,7 +8,7 @@ BACKENDS = ("auto", "reference", "torch", "triton")
 
 ENVIRONMENT_VARIABLE = "FASTNCA_BACKEND"
 
-_chosen: ContextVar[str] = ContextVar("fastnca_backend", default="auto")
+_chosen = "auto"  # by use_backend, for the whole process
 
 
 class BackendError(RuntimeError):
@@ -39,7 +38,8 @@ def check_backend(name: str, source: str) -> str:
 class use_backend:  # noqa: N801 - used like a function
     """Choose the backend of every model whose own argument is "auto".
 
-    As a statement the choice stays; as `with use_backend(...)` it ends with the block.
+    As a statement the choice stays; as `with use_backend(...)` it ends with the block. It holds
+    for all threads of the process.
 
     Args:
         name: "auto", "reference", "torch" or "triton".
@@ -49,7 +49,9 @@ class use_backend:  # noqa: N801 - used like a function
     """
 
     def __init__(self, name: str) -> None:
-        self._token: Token[str] = _chosen.set(check_backend(name, "use_backend(name)"))
+        global _chosen
+        self._before = _chosen
+        _chosen = check_backend(name, "use_backend(name)")
 
     def __enter__(self) -> None:
         return None
@@ -60,7 +62,8 @@ class use_backend:  # noqa: N801 - used like a function
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _chosen.reset(self._token)
+        global _chosen
+        _chosen = self._before
 
 
 def requested_backend(argument: str) -> str:
@@ -71,6 +74,6 @@ def requested_backend(argument: str) -> str:
     """
     if argument != "auto":
         return argument
-    if (chosen := _chosen.get()) != "auto":
-        return chosen
+    if _chosen != "auto":
+        return _chosen
     return check_backend(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE)

@@ -1,5 +1,6 @@
 """The drop-in `NeuralCA`: the reference's class with faster ways to compute the same steps."""
 
+import contextlib
 from collections.abc import Iterator
 from os import PathLike
 from typing import Any, Self, cast
@@ -175,7 +176,10 @@ class NeuralCA(reference.NeuralCA):
         seed: int | None,
     ) -> Iterator[Tensor]:
         """Yield what `trajectory` promises; apart from it so that errors come at the call."""
-        active = ActiveState(state, self._weights()) if backend == "torch" else None
+        active = None
+        if backend == "torch":
+            with contextlib.suppress(OutOfRangeError):
+                active = ActiveState(state, self._weights())
         yield state
         for first in range(0, steps, every):
             count = min(every, steps - first)

@@ -48,6 +48,8 @@ def choose_backend(model: "NeuralCA", argument: str, precision: str, state: Tens
     reasons = backend_reasons(name, model, precision, state)
     if not reasons:
         return name
+    if torch.compiler.is_compiling() and not fused_only:
+        return "reference"
     if fused_only:
         advice = f"precision='{precision}' exists only there; use precision='auto'."
         raise BackendError(name, reasons, advice)
@@ -57,7 +59,9 @@ def choose_backend(model: "NeuralCA", argument: str, precision: str, state: Tens
 
 def backend_reasons(name: str, model: "NeuralCA", precision: str, state: Tensor) -> list[str]:
     """List why backend `name` cannot run `model` on `state`; empty if it can."""
-    reasons = []
+    reasons: list[str] = []
+    if name != "reference" and torch.compiler.is_compiling():
+        return ["torch.compile traces the reference operators"]
     if name != "triton" and precision in ("fp16", "bf16"):
         reasons.append(f"precision='{precision}' exists only in the fused kernels")
     if name == "triton":
@@ -85,8 +89,6 @@ def call_reasons(state: Tensor) -> list[str]:
         reasons.append("the batch is empty")
     if torch.is_autocast_enabled(state.device.type):
         reasons.append("autocast is on, and its rounding is that of the reference operators")
-    if torch.compiler.is_compiling():
-        reasons.append("torch.compile traces the reference operators")
     if torch._C._are_functorch_transforms_active():
         reasons.append("torch.func transforms go through the reference operators")
     return reasons

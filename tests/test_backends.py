@@ -1,0 +1,148 @@
+"""The choice of a backend, and refusals in a sentence."""
+
+import logging
+
+import pytest
+import torch
+import torch.nn as nn
+
+from fastnca import BackendError, NeuralCA, use_backend
+from fastnca.support import choose_backend
+from tests.helpers import copy_weights, excite
+
+STATE = torch.rand(1, 16, 5, 5)
+
+
+def chosen(model, state=STATE):
+    return choose_backend(model, model.backend, model.precision, state)
+
+
+def test_the_cpu_default_is_active_cells():
+    assert chosen(NeuralCA()) == "torch"
+
+
+def test_order_argument_statement_environment(monkeypatch):
+    assert chosen(NeuralCA(backend="reference")) == "reference"
+    monkeypatch.setenv("FASTNCA_BACKEND", "reference")
+    assert chosen(NeuralCA()) == "reference"
+    assert chosen(NeuralCA(backend="torch")) == "torch"
+    with use_backend("torch"):
+        assert chosen(NeuralCA()) == "torch"
+        with use_backend("reference"):
+            assert chosen(NeuralCA()) == "reference"
+            assert chosen(NeuralCA(backend="torch")) == "torch"
+        assert chosen(NeuralCA()) == "torch"
+    assert chosen(NeuralCA()) == "reference"
+
+
+def test_use_backend_as_a_statement_stays():
+    before = use_backend("auto")
+    use_backend("reference")
+    try:
+        assert chosen(NeuralCA()) == "reference"
+    finally:
+        before.__exit__(None, None, None)
+    assert chosen(NeuralCA()) == "torch"
+
+
+@pytest.mark.parametrize("ask", ["argument", "statement", "environment"])
+def test_triton_on_a_cpu_is_refused_with_every_reason(monkeypatch, ask):
+    model = NeuralCA(backend="triton" if ask == "argument" else "auto")
+    if ask == "environment":
+        monkeypatch.setenv("FASTNCA_BACKEND", "triton")
+    choice = use_backend("triton" if ask == "statement" else "auto")
+    try:
+        for call in (model, lambda s: model.run_steps(s, 2), lambda s: model.trajectory(s, 2)):
+            with pytest.raises(BackendError, match="backend 'triton' was asked for") as caught:
+                call(STATE)
+            assert any("CUDA GPU" in reason for reason in caught.value.reasons)
+            assert "Use backend='auto'" in str(caught.value)
+    finally:
+        choice.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_precision_that_only_the_kernels_have_is_not_ignored(precision):
+    for backend in ("auto", "torch", "reference"):
+        with pytest.raises(BackendError, match=f"precision='{precision}'"):
+            NeuralCA(backend=backend, precision=precision)(STATE)
+    assert chosen(NeuralCA(precision="ieee")) == "torch"
+
+
+class Clamped(NeuralCA):
+    def forward(self, state, update_rate=0.5):
+        return super().forward(state, update_rate).clamp(-1, 1)
+
+
+class Threshold(NeuralCA):
+    def get_alive_mask(self, state, threshold=0.3):
+        return super().get_alive_mask(state, threshold)
+
+
+def changed_filters(model):
+    with torch.no_grad():
+        model.perception.filters[4] *= 2
+
+
+def trained_filters(model):
+    model.perception.filters.requires_grad_(True)
+
+
+def other_network(model):
+    model.update_net = nn.Sequential(nn.Conv2d(48, 8, 1), nn.Tanh(), nn.Conv2d(8, 16, 1))
+
+
+def hooked(model):
+    model.update_net[1].register_forward_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("change", [changed_filters, trained_filters, other_network, hooked])
+def test_a_changed_model_is_computed_by_the_reference(change, caplog):
+    model = excite(NeuralCA())
+    change(model)
+    with caplog.at_level(logging.INFO, logger="fastnca"):
+        assert chosen(model) == "reference"
+    model.backend = "torch"
+    with pytest.raises(BackendError, match=r"perception|update_net|hooks"):
+        model(STATE)
+
+
+def test_hooks_of_a_submodule_are_called():
+    model, seen = excite(NeuralCA()), []
+    model.perception.register_forward_hook(lambda *_: seen.append(1))
+    model.run_steps(STATE, 3)
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("kind", [Clamped, Threshold])
+def test_subclasses_keep_what_they_override(kind):
+    model = excite(kind(), 0.5).eval()
+    expected = STATE
+    for _ in range(4):
+        expected = model(expected)
+    assert torch.equal(model.run_steps(STATE, 4), expected)
+    assert torch.equal(list(model.trajectory(STATE, 4))[-1], expected)
+    assert not torch.equal(copy_weights(model, NeuralCA).run_steps(STATE, 4), expected)
+    with pytest.raises(BackendError, match="overrides"):
+        kind(backend="torch")(STATE)
+
+
+def test_a_seed_cannot_reach_the_masks_of_an_overridden_forward():
+    with pytest.raises(TypeError, match="overrides forward"):
+        Clamped().run_steps(STATE, 2, seed=3)
+
+
+def test_autocast_rounds_as_the_reference_does():
+    model = excite(NeuralCA()).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = model.run_steps(STATE, 2)
+        theirs = copy_weights(model).run_steps(STATE, 2)
+        with pytest.raises(BackendError, match="autocast"):
+            copy_weights(model, lambda c, h: NeuralCA(c, h, backend="torch"))(STATE)
+    assert torch.equal(ours, theirs)
+
+
+def test_half_precision_states_go_through_the_reference():
+    model = excite(NeuralCA()).to(torch.bfloat16).eval()
+    assert chosen(model, STATE.bfloat16()) == "reference"
+    assert torch.equal(model(STATE.bfloat16()), copy_weights(model)(STATE.bfloat16()))
