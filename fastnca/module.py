@@ -19,7 +19,7 @@ from fastnca.support import PRECISIONS, choose_backend
 
 _FEWEST_CELLS = 2048
 """Below this many cells a single step costs less with the reference operators than the search
-for active cells does (bench/steps.py prints both)."""
+for active cells does (bench/speedup.py measures it)."""
 
 
 class NeuralCA(reference.NeuralCA):

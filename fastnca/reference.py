@@ -28,12 +28,14 @@ from fastnca.states import (
     create_seed,
     get_visible_state,
 )
+from fastnca.targets import create_target_circle
 
 __all__ = [
     "NUM_CHANNELS",
     "NeuralCA",
     "PerceptionModule",
     "create_seed",
+    "create_target_circle",
     "game_of_life_step",
     "get_visible_state",
     "sobel_filters",

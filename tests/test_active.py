@@ -82,9 +82,7 @@ sizes = st.integers(1, 9)
     number=st.integers(0, 2**32),
 )
 @settings(max_examples=150, deadline=None)
-def test_any_shape(
-    batch, channels, hidden, height, width, steps, rate, share, training, number
-):
+def test_any_shape(batch, channels, hidden, height, width, steps, rate, share, training, number):
     torch.manual_seed(number)
     model = excite(NeuralCA(channels, hidden, backend="torch"), 0.3).double().train(training)
     state = torch.randn(batch, channels, height, width, dtype=torch.float64) * 0.5

@@ -92,9 +92,7 @@ def test_initialisation_draws_the_tutorials_weights():
     theirs = tutorial.NeuralCA()
     torch.manual_seed(42)
     ours = NeuralCA()
-    for (name, a), (_, b) in zip(
-        theirs.named_parameters(), ours.named_parameters(), strict=True
-    ):
+    for (name, a), (_, b) in zip(theirs.named_parameters(), ours.named_parameters(), strict=True):
         assert torch.equal(a, b), name
         assert a.requires_grad == b.requires_grad, name
 

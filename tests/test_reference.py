@@ -1,4 +1,4 @@
-"""The specification against the tutorial's own code, hand-computed arrays and finite differences."""
+"""The specification against the tutorial's code, hand-computed arrays, finite differences."""
 
 import pytest
 import torch

@@ -1,0 +1,149 @@
+"""Import directions, light imports, the public names, and file sizes."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastnca
+
+ROOT = Path(__file__).parent.parent
+
+# Each module may import what stands on floors below its own.
+FLOORS = [
+    ["fastnca.life", "fastnca.masks", "fastnca.states", "fastnca.targets", "fastnca.backends"],
+    ["fastnca.checks", "fastnca.reference", "fastnca.storage.atomic"],
+    ["fastnca.active", "fastnca.support", "fastnca.storage"],
+    ["fastnca.images", "fastnca.module"],
+    ["fastnca.pictures", "fastnca.training"],
+    ["fastnca.commands", "fastnca"],
+    ["fastnca.__main__"],
+]
+
+
+def read_modules():
+    """Yield the dotted name and the syntax tree of every module of the package."""
+    for path in sorted((ROOT / "fastnca").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[1] != "kernels":
+            name = ".".join(parts).removesuffix(".__init__")
+            yield name, ast.parse(path.read_text())
+
+
+MODULES = list(read_modules())
+
+
+def floor(name):
+    """Return the floor of the longest listed prefix of `name`."""
+    fits = [
+        (len(prefix), number)
+        for number, names in enumerate(FLOORS)
+        for prefix in names
+        if name == prefix or name.startswith(prefix + ".")
+    ]
+    return max(fits)[1]
+
+
+def imports(tree, top_level_only):
+    """Yield the names of imported modules; `TYPE_CHECKING` blocks do not count."""
+    nodes = list(tree.body) if top_level_only else list(ast.walk(tree))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "absolute imports only"
+            if node.module == "fastnca":
+                yield from (f"fastnca.{alias.name}" for alias in node.names)
+            yield node.module
+
+
+@pytest.mark.parametrize(("name", "tree"), MODULES, ids=[name for name, _ in MODULES])
+def test_imports_point_downwards(name, tree):
+    own = name.rsplit(".", 1)[0] if name.count(".") > 1 else name
+    known = {module for module, _ in MODULES}
+    for imported in imports(tree, top_level_only=True):
+        if not imported.startswith("fastnca.") or imported not in known:
+            continue
+        if imported == own or imported.startswith(own + ".") or name == "fastnca":
+            continue
+        same_package = imported.rsplit(".", 1)[0] == own and own.count(".") == 1
+        assert same_package or floor(imported) < floor(name), f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize(("name", "tree"), MODULES, ids=[name for name, _ in MODULES])
+def test_only_the_kernels_import_triton_and_nobody_a_bare_kernels(name, tree):
+    roots = {imported.split(".")[0] for imported in imports(tree, top_level_only=False)}
+    assert "triton" not in roots
+    assert "kernels" not in roots
+
+
+def test_the_reference_imports_torch_only():
+    tree = dict(MODULES)["fastnca.reference"]
+    roots = {imported.split(".")[0] for imported in imports(tree, top_level_only=False)}
+    assert roots == {"torch", "fastnca"}
+
+
+def test_import_is_light():
+    code = (
+        "import sys, fastnca\n"
+        "heavy = [m for m in ('triton', 'matplotlib') if m in sys.modules]\n"
+        "assert not heavy, heavy"
+    )
+    # torch itself may look for triton; what counts is what fastnca adds to it
+    bare = subprocess.run(
+        [sys.executable, "-c", "import sys, torch; print('triton' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert bare.stdout == "False\n"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_import_and_rollout_work_without_triton():
+    code = (
+        "import sys\n"
+        "sys.modules['triton'] = None\n"
+        "import fastnca, torch\n"
+        "fastnca.NeuralCA().run_steps(fastnca.create_seed(8), 2)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names():
+    assert set(fastnca.__all__) == {
+        "NUM_CHANNELS",
+        "BackendError",
+        "FileFormatError",
+        "NeuralCA",
+        "PerceptionModule",
+        "create_seed",
+        "create_target",
+        "create_target_circle",
+        "game_of_life_step",
+        "get_visible_state",
+        "load_target",
+        "reference",
+        "test_regeneration",
+        "train_nca",
+        "training",
+        "update_mask",
+        "use_backend",
+        "visualize_growth",
+        "visualize_regeneration",
+    }
+    for name in fastnca.__all__:
+        assert getattr(fastnca, name) is not None
+    for name in ("NUM_CHANNELS", "NeuralCA", "PerceptionModule", "create_seed"):
+        assert hasattr(fastnca.reference, name)
+    for name in ("get_visible_state", "create_target_circle", "game_of_life_step"):
+        assert hasattr(fastnca.reference, name)
+
+
+@pytest.mark.parametrize("folder", ["fastnca", "kernels", "tests", "bench"])
+def test_files_stay_small(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        lines = len(path.read_text().splitlines())
+        assert lines <= (500 if folder == "tests" else 300), f"{path}: {lines} lines"

@@ -1,0 +1,290 @@
+"""The command line: files it leaves, sentences it says, exit codes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastnca import NeuralCA, __version__
+from fastnca.commands.parser import main
+from tests import tutorial
+from tests.helpers import excite
+
+QUICK = [
+    *("--size", "12", "--hidden", "6", "--iterations", "3"),
+    *("--pool-size", "4", "--batch-size", "2", "--min-steps", "3", "--max-steps", "5"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run."""
+    out = tmp_path_factory.mktemp("runs") / "circle"
+    assert main(["train", *QUICK, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    model = excite(NeuralCA(8, 6))
+    model.metadata = {"size": 16}
+    model.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_train_leaves_model_metrics_and_pictures(run):
+    assert sorted(os.listdir(run)) == [
+        "config.json",
+        "growth.gif",
+        "growth.png",
+        "loss.png",
+        "metrics.csv",
+        "model.safetensors",
+        "regeneration.png",
+        "trainer.json",
+        "trainer.safetensors",
+    ]
+    model = NeuralCA.load(run)
+    assert (model.num_channels, model.hidden_dim) == (16, 6)
+    assert model.metadata["size"] == 12
+    assert model.metadata["target"] == "circle"
+    assert len(list(csv.reader((run / "metrics.csv").read_text().splitlines()))) == 4
+    for name in ("growth.png", "loss.png", "regeneration.png"):
+        with Image.open(run / name) as picture:
+            assert picture.width > 400
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 5
+    with Image.open(run / "growth.gif") as gif:
+        assert gif.n_frames > 1
+
+
+def test_train_says_what_it_does(tmp_path, capsys):
+    assert main(["train", *QUICK, "--target", "ring", "--out", str(tmp_path / "r")]) == 0
+    said = capsys.readouterr()
+    assert "ring on 12x12 cells, 16 channels, hidden 6, preset tutorial, 3 iterations" in said.out
+    assert "backend torch on cpu" in said.out
+    assert "3 iterations in" in said.out
+    assert said.err == ""
+
+
+def test_train_is_reproducible(run, tmp_path):
+    assert main(["train", *QUICK, "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def test_train_does_not_overwrite_a_run(run, tmp_path, capsys):
+    before = (run / "model.safetensors").read_bytes()
+    assert main(["train", *QUICK, "--out", str(run)]) == 1
+    assert "already holds a run" in capsys.readouterr().err
+    assert (run / "model.safetensors").read_bytes() == before
+    assert main(["train", *QUICK, "--out", str(tmp_path), "--force"]) == 0
+
+
+def test_train_resumes(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    longer = [*QUICK[:-8], "--iterations", "5", *QUICK[-8:]]
+    assert main(["train", *QUICK, "--out", out]) == 0
+    assert main(["train", *longer, "--out", out, "--resume"]) == 0
+    assert main(["train", *longer, "--out", str(tmp_path / "straight")]) == 0
+    resumed, straight = (NeuralCA.load(tmp_path / name) for name in ("run", "straight"))
+    for a, b in zip(resumed.parameters(), straight.parameters(), strict=True):
+        assert torch.equal(a, b)
+    losses = [
+        [
+            row["loss"]
+            for row in csv.DictReader((tmp_path / name / "metrics.csv").read_text().splitlines())
+        ]
+        for name in ("run", "straight")
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 5
+    capsys.readouterr()
+    assert main(["train", *longer, "--out", out, "--resume", "--learning-rate", "0.1"]) == 1
+    assert "learning_rate=0.002, this one 0.1" in capsys.readouterr().err
+    assert main(["train", *longer, "--out", str(tmp_path / "new"), "--resume"]) == 1
+    assert "no saved run" in capsys.readouterr().err
+
+
+def test_train_on_a_picture(tmp_path):
+    Image.new("RGBA", (30, 20), (0, 90, 200, 255)).save(tmp_path / "p.png")
+    out = tmp_path / "run"
+    assert main(["train", *QUICK, "--target", str(tmp_path / "p.png"), "--out", str(out)]) == 0
+    assert (out / "growth.png").is_file()
+
+
+def test_presets_and_flags_reach_the_trainer(tmp_path):
+    flags = ["--preset", "persistent", "--no-clamp-loss", "--milestones", "1", "2"]
+    assert main(["train", *QUICK, *flags, "--out", str(tmp_path / "r")]) == 0
+    config = json.loads((tmp_path / "r" / "trainer.json").read_text())["config"]
+    assert config["reseed"] == "before"
+    assert config["milestones"] == [1, 2]
+    assert config["gradient"] == "normalize"
+    assert NeuralCA.load(tmp_path / "r").metadata["fill_hidden"] is True
+
+
+def test_divergence_saves_the_model_and_exits_3(tmp_path, capsys):
+    flags = ["--learning-rate", "1e30", "--iterations", "40", "--out", str(tmp_path / "r")]
+    assert main(["train", *QUICK[:4], *QUICK[6:], *flags]) == 3
+    assert "not finite in 10 iterations in a row" in capsys.readouterr().out
+    for parameter in NeuralCA.load(tmp_path / "r").parameters():
+        assert torch.isfinite(parameter).all()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_training_saves_and_tells_the_way_on(tmp_path, number, code):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "fastnca", "train", *QUICK, "--iterations", "100000"]
+    with subprocess.Popen(
+        [*command, "--log-interval", "1", "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 120
+        metrics = out / "metrics.csv"
+        while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        said, complained = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert complained == ""
+    assert f"continue with --out {out} --resume" in said
+    assert NeuralCA.load(out).metadata["iterations"] >= 3
+
+
+def test_grow(model_dir, capsys):
+    assert main(["grow", str(model_dir), "--steps", "5"]) == 0
+    said = capsys.readouterr().out.split()
+    assert said == [str(model_dir / "growth.png"), str(model_dir / "growth.gif")]
+    with Image.open(model_dir / "growth.gif") as gif:
+        assert gif.size == (64, 64)
+        assert gif.n_frames <= 4
+
+
+def test_grow_with_names_and_size(model_dir, tmp_path):
+    files = [str(tmp_path / "a.PNG"), str(tmp_path / "b.gif")]
+    assert main(["grow", str(model_dir), "--size", "9", "--steps", "2", "--out", *files]) == 0
+    with Image.open(files[1]) as gif:
+        assert gif.size == (36, 36)
+    with Image.open(files[0]) as picture:
+        assert picture.width > 500
+
+
+def test_grow_from_a_tutorial_file(tmp_path):
+    torch.save(excite(tutorial.NeuralCA(8, 6)).state_dict(), tmp_path / "nca.pt")
+    assert main(["grow", str(tmp_path / "nca.pt"), "--size", "8", "--steps", "2"]) == 0
+    assert (tmp_path / "growth.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [[], ["--box", "0", "0", "4", "16"], ["--damage", "disc", "--center", "3", "8"]],
+    ids=["default", "rectangle", "disc"],
+)
+def test_regenerate(model_dir, damage):
+    steps = ["--grow-steps", "6", "--steps", "4"]
+    assert main(["regenerate", str(model_dir), *steps, *damage]) == 0
+    assert (model_dir / "regeneration.png").is_file()
+    with Image.open(model_dir / "regeneration.gif") as gif:
+        assert gif.n_frames >= 2
+
+
+def test_the_damaged_disc_is_where_it_was_asked_for():
+    from argparse import Namespace
+
+    from fastnca.commands.show import _damage
+
+    inside = _damage(Namespace(damage="disc", center=(4.0, 10.0), radius=2.5), 16)
+    y, x = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    assert torch.equal(inside, (y - 4) ** 2 + (x - 10) ** 2 < 2.5**2)
+
+
+@pytest.mark.parametrize("pattern", ["glider", "acorn"])
+def test_life(tmp_path, monkeypatch, pattern):
+    monkeypatch.chdir(tmp_path)
+    assert main(["life", "--pattern", pattern, "--steps", "4", "--size", "12"]) == 0
+    with Image.open(tmp_path / f"life-{pattern}.gif") as gif:
+        assert gif.n_frames == 5
+    assert (tmp_path / f"life-{pattern}.png").is_file()
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    said = capsys.readouterr().out
+    assert f"fastnca {__version__}" in said
+    assert torch.__version__ in said
+    assert "reference    yes" in said
+    assert "triton       no: " in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--target", "cube"], "one of circle, ring, heart, star, flower, leaf, got cube"),
+        (["train", "--channels", "3", "--out", "x"], "num_channels must be at least 4"),
+        (
+            ["train", "--batch-size", "9", "--pool-size", "4", "--no-replacement"],
+            "from a pool of 4",
+        ),
+        (["train", "--update-rate", "2"], "in [0, 1]"),
+        (["train", "--backend", "triton", "--out", "x"], "backend 'triton' was asked for"),
+        (["grow", "nowhere"], "no such model directory or file"),
+        (["grow", "MODEL", "--out", "a.jpg"], "written as .png (panels) or .gif"),
+        (["grow", "MODEL", "--out", "no/where.png"], "there is no directory no"),
+        (["regenerate", "MODEL", "--box", "20", "20", "30", "30"], "covers no cell"),
+        (["regenerate", "MODEL", "--damage", "disc", "--center", "99", "99"], "covers no cell"),
+        (["life", "--pattern", "acorn", "--size", "3"], "needs a grid of at least 7"),
+    ],
+)
+def test_refusals_are_one_sentence(arguments, words, model_dir, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(model_dir) if word == "MODEL" else word for word in arguments]
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    assert words in said.err
+    assert said.err.startswith("fastnca: ")
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["train", "--size", "0"],
+        ["train", "--iterations", "many"],
+        ["train", "--colour", "red"],
+        ["train", "--device", "cuda:77"],
+        ["train", "--preset", "distill"],
+        ["grow"],
+        ["regenerate", "m", "--radius", "-1"],
+    ],
+)
+def test_wrong_arguments_exit_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: fastnca" in capsys.readouterr().err
+
+
+def test_a_damaged_model_is_named(model_dir, capsys):
+    (model_dir / "model.safetensors").write_bytes(b"x")
+    assert main(["grow", str(model_dir)]) == 1
+    assert "model.safetensors: its SHA-256 is not the one" in capsys.readouterr().err
+
+
+def test_version_and_module_entry():
+    said = subprocess.run(
+        [sys.executable, "-m", "fastnca", "--version"], capture_output=True, text=True, check=True
+    )
+    assert said.stdout == f"fastnca {__version__}\n"
