@@ -29,9 +29,8 @@ def test_its_python_runs(block, tmp_path, monkeypatch):
 
 def commands():
     """Every fastnca command line that the README shows."""
-    return sorted(
-        {m for m in re.findall(r"fastnca (?:train|grow|regenerate|life|info)[^`&\n]*", README)}
-    )
+    shown = re.findall(r"fastnca (?:train|grow|regenerate|life|info)[^`&\n]*", README)
+    return sorted(set(shown))
 
 
 @pytest.mark.parametrize("command", commands())

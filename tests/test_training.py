@@ -11,8 +11,16 @@ import torch
 import torch.nn.functional as F
 
 from fastnca import NeuralCA, create_seed, create_target_circle, get_visible_state, train_nca
-from fastnca.training import DivergedError, PoolTrainer, SamplePool, TrainConfig
+from fastnca.training import (
+    BestWeights,
+    DivergedError,
+    PoolTrainer,
+    SamplePool,
+    TrainConfig,
+    growth_loss,
+)
 from fastnca.training.damage import damage_discs
+from tests.helpers import excite
 
 SMALL = {"pool_size": 6, "batch_size": 3, "min_steps": 3, "max_steps": 6, "seed": 1}
 
@@ -295,6 +303,36 @@ def test_losses_that_are_not_finite_survive_a_resume(tmp_path):
     assert math.isnan(other.losses[0])
     assert other.losses[1] == each.losses[1]
     assert (other.skipped, other.iteration) == (1, 2)
+
+
+def test_best_weights_are_those_with_the_lowest_growth_loss():
+    each = trainer(iterations=8)
+    best, seen = BestWeights(each, every=2), {}
+
+    def watch(result):
+        best(result)
+        if result.iteration in (4, 6, 8):  # the second half, every second iteration
+            seen[result.iteration] = (growth_loss(each), each.copy_weights())
+
+    each.fit(progress=False, on_step=watch)
+    assert each.model.training
+    number = min(seen, key=lambda iteration: seen[iteration][0])
+    assert (best.loss, best.iteration) == (seen[number][0], number)
+    for name, value in best.weights.items():
+        assert torch.equal(value, seen[number][1][name])
+
+
+def test_growth_loss_is_that_of_the_picture():
+    each = trainer()
+    excite(each.model, 0.02)
+    each.model.eval()
+    state, losses = create_seed(12), []
+    with torch.no_grad():
+        for step in range(1, 201):
+            state = each.model(state)
+            if step in (100, 200):
+                losses.append(float(F.mse_loss(get_visible_state(state), each.target)))
+    assert growth_loss(each) == pytest.approx(sum(losses) / 2, rel=1e-3)
 
 
 def test_pool_samples_and_commits():

@@ -1,5 +1,6 @@
 """`fastnca train`: train a model and draw what it learned."""
 
+import math
 import time
 from argparse import Namespace
 from dataclasses import fields
@@ -18,7 +19,7 @@ from fastnca.pictures import plot_loss, visualize_growth, visualize_regeneration
 from fastnca.storage.atomic import write_atomically
 from fastnca.support import choose_backend
 from fastnca.targets import TARGETS, create_target
-from fastnca.training import DivergedError, PoolTrainer, TrainConfig
+from fastnca.training import BestWeights, DivergedError, PoolTrainer, TrainConfig
 
 DIVERGED = 3
 _OWN_FILES = ("config.json", "trainer.json", "metrics.csv")
@@ -26,7 +27,11 @@ _GIF_STEPS = 200
 
 
 def train(arguments: Namespace) -> int:
-    """Train, save, draw. Interrupted or diverged runs save the model too."""
+    """Train, save, draw. Interrupted or diverged runs save what they have, too.
+
+    The model that is saved is the one that grew best (`BestWeights`); the run that `--resume`
+    continues is saved beside it as it was at the end.
+    """
     config = _config(arguments)
     target = _target(arguments)
     out: Path = arguments.out or Path("runs") / Path(arguments.target).stem
@@ -34,24 +39,27 @@ def train(arguments: Namespace) -> int:
     trainer = PoolTrainer(_model(arguments, config), target, config)
     if arguments.resume:
         trainer.resume(out)
+    best = BestWeights(trainer)
     _announce(trainer, arguments, out)
     start = time.perf_counter()
     try:
-        trainer.fit(metrics=out / "metrics.csv")
+        trainer.fit(metrics=out / "metrics.csv", on_step=best)
     except DivergedError as error:
-        _save(trainer, arguments, out)
+        _save(trainer, best, arguments, out)
         print(f"fastnca: {error}\nThe model is saved in {out}")
         return DIVERGED
     except (KeyboardInterrupt, SystemExit):
-        _save(trainer, arguments, out)
+        _save(trainer, best, arguments, out)
         print(f"\nstopped after {trainer.iteration} iterations; continue with --out {out} --resume")
         raise
     seconds = time.perf_counter() - start
-    _save(trainer, arguments, out)
+    _save(trainer, best, arguments, out)
     _draw(trainer, out)
     print(
         f"{trainer.iteration} iterations in {seconds:.0f} s, loss {_recent_loss(trainer):.4f} "
         f"(mean of the last 20), {trainer.skipped} skipped\n"
+        f"the model grew best after iteration {best.iteration}: loss {best.loss:.4f} from the "
+        f"seed\n"
         f"model and pictures are in {out}: growth.png, growth.gif, regeneration.png, loss.png"
     )
     return 0
@@ -112,18 +120,21 @@ def _recent_loss(trainer: PoolTrainer) -> float:
     return sum(recent) / len(recent) if recent else float("nan")
 
 
-def _save(trainer: PoolTrainer, arguments: Namespace, out: Path) -> None:
-    """Write the model, and the run so that it can be continued."""
+def _save(trainer: PoolTrainer, best: BestWeights, arguments: Namespace, out: Path) -> None:
+    """Write the run so that it can be continued, then the model with the best weights."""
+    trainer.save(out)
+    if math.isinf(best.loss):
+        best.look()
+    trainer.model.load_state_dict(best.weights)
     facts: dict[str, Any] = {
         "size": trainer.target.shape[-1],
         "fill_hidden": trainer.config.fill_hidden,
         "target": arguments.target,
         "preset": arguments.preset,
-        "iterations": trainer.iteration,
+        "iterations": best.iteration,
     }
     trainer.model.metadata = facts
     trainer.model.save(out)
-    trainer.save(out)
 
 
 def _draw(trainer: PoolTrainer, out: Path) -> None:

@@ -11,6 +11,7 @@ interrupt.py   finish the iteration on Ctrl-C and SIGTERM
 tutorial.py    train_nca
 """
 
+from fastnca.training.best import BestWeights, growth_loss
 from fastnca.training.config import PRESETS, TrainConfig
 from fastnca.training.pool import SamplePool
 from fastnca.training.step import StepResult
@@ -19,10 +20,12 @@ from fastnca.training.tutorial import train_nca
 
 __all__ = [
     "PRESETS",
+    "BestWeights",
     "DivergedError",
     "PoolTrainer",
     "SamplePool",
     "StepResult",
     "TrainConfig",
+    "growth_loss",
     "train_nca",
 ]

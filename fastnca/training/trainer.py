@@ -73,7 +73,7 @@ class PoolTrainer:
         self.skipped = 0
         self.skipped_in_a_row = 0
         self.losses: list[float] = []
-        self.good_weights = self._copy_weights()
+        self.good_weights = self.copy_weights()
 
     def step(self) -> StepResult:
         """Run one iteration: draw, roll out, differentiate, update, write back.
@@ -107,7 +107,7 @@ class PoolTrainer:
             self.skipped_in_a_row += 1
         else:
             self.skipped_in_a_row = 0
-            self.good_weights = self._copy_weights()
+            self.good_weights = self.copy_weights()
             self.optimizer.step()
             self._write_back(slots, states, sample_losses)
         if self.skipped_in_a_row >= config.max_skips:
@@ -152,6 +152,10 @@ class PoolTrainer:
                     on_step(result)
                 _obey(request)
         return self.losses[first:]
+
+    def copy_weights(self) -> dict[str, Tensor]:
+        """Return a copy of the model's `state_dict`."""
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write everything that `resume` needs into directory `path`.
@@ -235,9 +239,6 @@ class PoolTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
-
-    def _copy_weights(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def _stop_diverged(self) -> None:
         """Put the last good weights back and raise `DivergedError`."""
