@@ -64,8 +64,9 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 def copy_weights(source: torch.nn.Module, kind=reference.NeuralCA, dtype=None) -> torch.nn.Module:
     """Make a model of another class with the same weights."""
     model = kind(source.num_channels, source.update_net[0].out_channels)
+    model = model.to(dtype or next(source.parameters()).dtype).train(source.training)
     model.load_state_dict(source.state_dict())
-    return model.to(dtype or next(source.parameters()).dtype).train(source.training)
+    return model
 
 
 def excite(model: torch.nn.Module, scale: float = 0.05) -> torch.nn.Module:
