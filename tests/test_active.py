@@ -219,7 +219,7 @@ def test_an_error_in_one_group_is_raised_and_threads_are_put_back(grown, monkeyp
     end = model.run_steps(state, 60, seed=1)
     expected = copy_weights(model).run_steps(state, 60, seed=1)
     torch.testing.assert_close(end, expected, rtol=0, atol=0, equal_nan=True)
-    assert not torch.isfinite(end).all()
+    assert end.abs().max() > 1e154  # beyond what active cells accept
     assert torch.get_num_threads() == threads
 
 
