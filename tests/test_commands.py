@@ -192,6 +192,16 @@ def test_grow_from_a_tutorial_file(tmp_path):
     assert (tmp_path / "growth.png").is_file()
 
 
+@pytest.mark.parametrize("command", ["grow", "regenerate"])
+def test_synchronous_pictures_are_others(model_dir, tmp_path, command):
+    files = [tmp_path / name for name in ("random.png", "again.png", "all.png")]
+    for path in files:
+        flags = ["--synchronous"] if path.name == "all.png" else []
+        assert main([command, str(model_dir), "--steps", "6", *flags, "--out", str(path)]) == 0
+    shown = [path.read_bytes() for path in files]
+    assert shown[0] == shown[1] != shown[2]
+
+
 @pytest.mark.parametrize(
     "damage",
     [[], ["--box", "0", "0", "4", "16"], ["--damage", "disc", "--center", "3", "8"]],

@@ -84,6 +84,20 @@ def test_mode_and_random_state_are_left_alone(training):
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_random_updates_are_reproducible_and_leave_the_random_state_alone():
+    model = excite(NeuralCA(8, 8)).eval()
+    before = torch.get_rng_state()
+    runs = [
+        list(rollout_states(model, seed_of(model, 9), 6, mask_seed=seed))[-1] for seed in (1, 1, 2)
+    ]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+    assert not torch.equal(runs[0], list(rollout_states(model, seed_of(model, 9), 6))[-1])
+    assert torch.equal(before, torch.get_rng_state())
+    assert not model.training
+    assert len(panels(visualize_growth(model, 9, 3, mask_seed=4))) == 6
+
+
 def test_the_tutorials_own_class_can_be_drawn():
     assert len(panels(visualize_growth(tutorial.NeuralCA(), 9, 2))) == 6
 

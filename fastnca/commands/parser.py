@@ -117,6 +117,11 @@ def _add_life(parser: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="directory of a run, or a tutorial .pt file")
     parser.add_argument("--size", type=_positive, help="cells per side (as it was trained)")
+    parser.add_argument(
+        "--synchronous",
+        action="store_true",
+        help="update every cell in every step (eval mode), instead of at random as in training",
+    )
     _add_out(parser)
     _add_backend(parser)
 

@@ -34,14 +34,19 @@ LIFE_PATTERNS = {
 """Game of Life patterns by name; # is a living cell."""
 
 
+MASK_SEED = 0
+"""Seed of the random updates in pictures: models are drawn as they were trained."""
+
+
 def grow(arguments: Namespace) -> int:
     """Draw a saved model growing from its seed."""
     model, size = _load(arguments)
+    masks = None if arguments.synchronous else MASK_SEED
     for path in picture_paths(arguments.out, _default_paths(arguments.model, "growth")):
         if path.suffix.lower() == ".png":
-            save_figure(visualize_growth(model, size, arguments.steps), path)
+            save_figure(visualize_growth(model, size, arguments.steps, mask_seed=masks), path)
         else:
-            write_atomically(path, growth_gif(model, size, arguments.steps))
+            write_atomically(path, growth_gif(model, size, arguments.steps, masks))
         print(path)
     return 0
 
@@ -51,11 +56,13 @@ def regenerate(arguments: Namespace) -> int:
     model, size = _load(arguments)
     damage = _damage(arguments, size)
     steps = arguments.grow_steps, arguments.steps
+    masks = None if arguments.synchronous else MASK_SEED
     for path in picture_paths(arguments.out, _default_paths(arguments.model, "regeneration")):
         if path.suffix.lower() == ".png":
-            save_figure(visualize_regeneration(model, size, *steps, damage=damage), path)
+            figure = visualize_regeneration(model, size, *steps, damage=damage, mask_seed=masks)
+            save_figure(figure, path)
         else:
-            write_atomically(path, _regeneration_gif(model, size, *steps, damage))
+            write_atomically(path, _regeneration_gif(model, size, steps, damage, masks))
         print(path)
     return 0
 
@@ -74,21 +81,23 @@ def life(arguments: Namespace) -> int:
     return 0
 
 
-def growth_gif(model: NeuralCA, size: int, steps: int) -> bytes:
+def growth_gif(model: NeuralCA, size: int, steps: int, mask_seed: int | None) -> bytes:
     """Encode a model's growth from its seed."""
-    return encode_gif(_frames(rollout_states(model, seed_of(model, size), steps)))
+    states = rollout_states(model, seed_of(model, size), steps, mask_seed=mask_seed)
+    return encode_gif(_frames(states))
 
 
 def _regeneration_gif(
-    model: NeuralCA, size: int, grow_steps: int, steps: int, damage: Tensor
+    model: NeuralCA, size: int, steps: tuple[int, int], damage: Tensor, mask_seed: int | None
 ) -> bytes:
     """Encode the growth of a model, the damage, and its recovery."""
 
     def states() -> Iterator[Tensor]:
-        for state in rollout_states(model, seed_of(model, size), grow_steps):
+        for state in rollout_states(model, seed_of(model, size), steps[0], mask_seed=mask_seed):
             last = state
             yield state
-        yield from rollout_states(model, last.masked_fill(damage.to(last.device), 0.0), steps)
+        damaged = last.masked_fill(damage.to(last.device), 0.0)
+        yield from rollout_states(model, damaged, steps[1], mask_seed=mask_seed)
 
     return encode_gif(_frames(states()))
 

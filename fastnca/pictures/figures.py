@@ -23,20 +23,24 @@ if TYPE_CHECKING:
 _BLUE, _GREY = "#0072B2", "#9AA5AD"
 
 
-def visualize_growth(model: nn.Module, size: int = 64, steps: int = 100) -> "Figure":
-    """Show a model growing from its seed, at six moments of a rollout in eval mode.
+def visualize_growth(
+    model: nn.Module, size: int = 64, steps: int = 100, *, mask_seed: int | None = None
+) -> "Figure":
+    """Show a model growing from its seed, at six moments of a rollout.
 
     Args:
         model: a Neural CA; its mode and the random state are left alone.
         size: height and width of the grid in cells.
         steps: steps of the rollout, at least 0.
+        mask_seed: None updates every cell, as the tutorial's pictures do; a number updates cells
+            at random as in training.
 
     Returns:
         A figure with six panels.
     """
     moments = _moments(steps, 6)
     figure, axes = _panels(1, 6, "NCA Growth from Seed")
-    states = list(rollout_states(model, seed_of(model, size), steps))
+    states = list(rollout_states(model, seed_of(model, size), steps, mask_seed=mask_seed))
     for axis, step in zip(axes[0], moments, strict=True):
         _show(axis, states[step], f"Step {step}")
     return figure
@@ -49,8 +53,9 @@ def visualize_regeneration(
     regen_steps: int = 100,
     *,
     damage: Tensor | None = None,
+    mask_seed: int | None = None,
 ) -> "Figure":
-    """Show a grown state, the same with damage, and five moments of its recovery in eval mode.
+    """Show a grown state, the same with damage, and five moments of its recovery.
 
     Args:
         model: a Neural CA; its mode and the random state are left alone.
@@ -59,6 +64,7 @@ def visualize_regeneration(
         regen_steps: steps after the damage, at least 0.
         damage: `[size, size]` bool, True where the state is set to zero; the tutorial's central
             square (20 to 43 of 64 cells, scaled) if None.
+        mask_seed: as in `visualize_growth`.
 
     Returns:
         A figure with two rows.
@@ -66,13 +72,13 @@ def visualize_regeneration(
     if damage is None:
         low, high = size * 20 // 64, max(size * 44 // 64, size * 20 // 64 + 1)
         damage = rectangle(size, size, (low, low, high, high))
-    *_, grown = rollout_states(model, seed_of(model, size), grow_steps)
+    *_, grown = rollout_states(model, seed_of(model, size), grow_steps, mask_seed=mask_seed)
     damaged = grown.masked_fill(damage.to(grown.device), 0.0)
     moments = _moments(regen_steps, 5)
     figure, axes = _panels(2, 5, "NCA Regeneration After Damage")
     _show(axes[0][0], grown, "Fully Grown")
     _show(axes[0][1], damaged, "After Damage")
-    states = list(rollout_states(model, damaged, regen_steps))
+    states = list(rollout_states(model, damaged, regen_steps, mask_seed=mask_seed))
     for axis, step in zip(axes[1], moments, strict=True):
         _show(axis, states[step], f"Regen Step {step}")
     return figure

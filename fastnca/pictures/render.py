@@ -45,26 +45,44 @@ def seed_of(model: nn.Module, size: int) -> Tensor:
     )
 
 
-def rollout_states(model: nn.Module, state: Tensor, steps: int) -> Iterator[Tensor]:
-    """Iterate over the states after 0, 1, ... `steps` steps in eval mode, without gradient.
+def rollout_states(
+    model: nn.Module, state: Tensor, steps: int, *, mask_seed: int | None = None
+) -> Iterator[Tensor]:
+    """Iterate over the states after 0, 1, ... `steps` steps, without gradient.
 
-    Works on any module that maps a state to the next one; its mode is put back at the end.
+    Works on any module that maps a state to the next one. Its mode and torch's random state are
+    put back at the end.
 
     Args:
         model: called once per step.
         state: `[B, C, H, W]`.
         steps: number of steps, at least 0.
+        mask_seed: None updates every cell (eval mode, as the tutorial's pictures do); a number
+            updates cells at random as in training, reproducibly.
 
     Yields:
         `[B, C, H, W]`.
     """
     training = model.training
-    model.eval()
-    try:
+    generator = None if mask_seed is None else torch.Generator().manual_seed(mask_seed)
+    yield state
+    for _ in range(steps):
+        model.train(generator is not None)
+        try:
+            state = _step(model, state, generator)
+        finally:
+            model.train(training)
         yield state
-        for _ in range(steps):
-            with torch.no_grad():
-                state = model(state)
-            yield state
-    finally:
-        model.train(training)
+
+
+@torch.no_grad()
+def _step(model: nn.Module, state: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Advance by one step; in training mode with random numbers of `generator`'s own."""
+    if generator is None:
+        result: Tensor = model(state)
+        return result
+    devices = [state.device] if state.is_cuda else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(int(torch.randint(0, 2**62, (), generator=generator)))
+        result = model(state)
+    return result

@@ -9,12 +9,14 @@ from fastnca.states import get_visible_state
 from fastnca.training.step import StepResult
 from fastnca.training.trainer import PoolTrainer
 
-GROWTH_STEPS = (100, 200)
+GROWTH_STEPS = (80, 100)
 """Steps from the seed after which a model's growth is compared with the target."""
+
+_MASK_SEED = 0
 
 
 def growth_loss(trainer: PoolTrainer) -> float:
-    """Grow from the seed in eval mode and compare with the target.
+    """Grow from the seed, with random updates as in training, and compare with the target.
 
     The loss of a training batch says little about that: it depends on which states were drawn
     and on how many steps they had, and it swings from one iteration to the next.
@@ -23,17 +25,16 @@ def growth_loss(trainer: PoolTrainer) -> float:
         trainer: whose model and target are used; nothing of it is changed.
 
     Returns:
-        Mean squared error of clamped RGBA, averaged over `GROWTH_STEPS`.
+        Mean squared error of clamped RGBA, averaged over `GROWTH_STEPS`; always with the same
+        masks.
     """
     model, state, losses, done = trainer.model, trainer.seed_state, [], 0
-    training = model.training
-    model.eval()
+    rate = trainer.config.update_rate
     with torch.no_grad():
         for steps in GROWTH_STEPS:
-            state = model.run_steps(state, steps - done)
+            state = model.run_steps(state, steps - done, rate, seed=_MASK_SEED, first_step=done)
             losses.append(float(F.mse_loss(get_visible_state(state), trainer.target)))
             done = steps
-    model.train(training)
     return sum(losses) / len(losses)
 
 
@@ -50,7 +51,7 @@ class BestWeights:
         weights: the model's `state_dict` then.
     """
 
-    def __init__(self, trainer: PoolTrainer, every: int = 10) -> None:
+    def __init__(self, trainer: PoolTrainer, every: int = 5) -> None:
         self._trainer = trainer
         self._every = every
         self.loss = math.inf
