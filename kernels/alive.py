@@ -1,0 +1,135 @@
+"""Device functions for the alive test, on flags packed eight cells to a word.
+
+A step leaves two flags per cell, as bits of two words per run of eight cells:
+
+    updated   alpha of ŝ is above the threshold                                  (equation 5)
+    kept      the same, and the cell was alive before the step
+
+A word repeats the runs to the left and right of its own: bits 0 to 7 are the left run, 8 to 15
+its own, 16 to 23 the right run. Five words hold the 5x5 neighbourhood of every cell of a run,
+and a 3x3 dilation is a handful of shifts. Runs are numbered `[B, rows, runs]`; two rows of zeros
+above the grid, and at least two below it, stand for the padding of the max-pool.
+"""
+
+import triton
+import triton.language as tl
+
+RUN = tl.constexpr(8)
+"""Cells per run, and the width of a tile."""
+
+MARGIN = tl.constexpr(2)
+"""Rows of zeros above the first row of a grid."""
+
+OWN = tl.constexpr(8)
+"""Bit of the first cell of a word's own run."""
+
+
+@triton.jit
+def load_flags(flags_ptr, offsets, pitch):
+    """Load the words of one row of flags below `offsets`, `pitch` words from row to row.
+
+    Args:
+        flags_ptr: pointer to pairs of words, int64.
+        offsets: `[CELLS]` offset of each cell's word.
+        pitch: distance to the wanted row, in words.
+
+    Returns:
+        Words `updated` and `kept`, `[CELLS]` int32.
+    """
+    words = tl.load(flags_ptr + offsets + pitch)
+    return words.to(tl.int32), (words >> 32).to(tl.int32)
+
+
+@triton.jit
+def dilate(above, here, below):
+    """Dilate three rows of words to the 3x3 neighbourhoods of the middle row's cells."""
+    column = above | here | below
+    return column | (column << 1) | (column >> 1)
+
+
+@triton.jit
+def has(word, position):
+    """Test bit `position` of each word."""
+    return ((word >> position) & 1) != 0
+
+
+@triton.jit
+def columns_inside(x, width):
+    """Return the word whose bits mark the columns of a run at `x` that lie in the grid."""
+    right = (1 << tl.minimum(width - x + OWN, 3 * RUN)) - 1
+    return right & tl.where(x > 0, -1, -256)
+
+
+@triton.jit
+def rows_inside(y, x, height, width):
+    """Return the words above, at and below row `y` that mark the cells in the grid.
+
+    Args:
+        y: `[CELLS]` row of each cell.
+        x: first column of the run.
+        height: rows of the grid.
+        width: columns of the grid.
+    """
+    columns = columns_inside(x, width)
+    above = tl.where((y > 0) & (y <= height), columns, 0)
+    here = tl.where(y < height, columns, 0)
+    below = tl.where(y + 1 < height, columns, 0)
+    return above, here, below
+
+
+@triton.jit
+def alive_rows(flags_ptr, offsets, pitch, inside_above, inside_here, inside_below, position):
+    """Find the living cells around each cell of a stored state, and the test before its step.
+
+    The stored state v is ŝ ⊙ pre of the step before (equation 6); a cell of it counts only where
+    the dilated `updated` flags have a bit (equation 7). `kept` and alive together say that a
+    cell's alpha is above the threshold, so their dilation is the next alive test (equation 2).
+
+    Args:
+        flags_ptr: flags of the stored state.
+        offsets: `[CELLS]` offset of each cell's word.
+        pitch: words from row to row.
+        inside_above: `[CELLS]` word of the row above that marks the cells in the grid.
+        inside_here: the same for the cell's own row.
+        inside_below: the same for the row below.
+        position: `[CELLS]` bit of each cell in its word.
+
+    Returns:
+        Words of living cells in the rows above, at and below each cell, and `[CELLS]` bool,
+        whether the cell is alive before the step.
+    """
+    updated_0, _ = load_flags(flags_ptr, offsets, -2 * pitch)
+    updated_1, kept_1 = load_flags(flags_ptr, offsets, -pitch)
+    updated_2, kept_2 = load_flags(flags_ptr, offsets, 0)
+    updated_3, kept_3 = load_flags(flags_ptr, offsets, pitch)
+    updated_4, _ = load_flags(flags_ptr, offsets, 2 * pitch)
+    above = dilate(updated_0, updated_1, updated_2) & inside_above
+    here = dilate(updated_1, updated_2, updated_3) & inside_here
+    below = dilate(updated_2, updated_3, updated_4) & inside_below
+    pre = dilate(above & kept_1, here & kept_2, below & kept_3)
+    return above, here, below, has(pre, position) & has(inside_here, position)
+
+
+@triton.jit
+def store_flags(flags_ptr, offset, pitch, run, runs, updated, kept, HEIGHT: tl.constexpr):
+    """Store the flags of a tile, each byte in its own word and in the words beside it.
+
+    Args:
+        flags_ptr: pointer to pairs of words, int64.
+        offset: offset of the word of the tile's first row.
+        pitch: words from row to row.
+        run: number of the tile's run within a row.
+        runs: runs in a row.
+        updated: `[HEIGHT * 8]` bool.
+        kept: `[HEIGHT * 8]` bool.
+        HEIGHT: rows of the tile.
+    """
+    bit = tl.arange(0, HEIGHT * RUN) % RUN
+    bits = (updated.to(tl.int32) << bit) | (kept.to(tl.int32) << (bit + RUN))
+    bytes_ = tl.sum(tl.reshape(bits, (HEIGHT, RUN)), axis=1)
+    own = flags_ptr.to(tl.pointer_type(tl.uint8)) + (offset + tl.arange(0, HEIGHT) * pitch) * 8
+    for part in tl.static_range(2):
+        value = (bytes_ >> (part * RUN)).to(tl.uint8)
+        tl.store(own + (4 * part + 1), value)
+        tl.store(own + (4 * part + 8), value, mask=run + 1 < runs)
+        tl.store(own + (4 * part - 6), value, mask=run > 0)

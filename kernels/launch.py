@@ -1,0 +1,137 @@
+"""How kernels are launched: tile sizes, program counts, and a cache of compiled kernels."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+RUN_CELLS = 8
+FLAG_MARGIN = 2
+TILE_ROWS = 16  # the tallest tile; planes of flags have room for whole tiles
+INTERPRETED_PROGRAMS = 2  # more than one, so that the loop over tiles is exercised
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """How a step kernel is launched.
+
+    Attributes:
+        tile_height: rows of a tile; a tile is eight columns wide.
+        num_warps: warps of a program.
+        programs: programs that share the tiles, at most.
+    """
+
+    tile_height: int
+    num_warps: int
+    programs: int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the steps of a rollout have in common beside the network.
+
+    Attributes:
+        limit: a cell updates when its 24-bit draw is below this number.
+        random: False updates every cell without drawing.
+        threshold: exclusive lower limit of a living alpha, at least 0.
+    """
+
+    limit: int
+    random: bool
+    threshold: float
+
+
+def choose_launch(direction: str, channels: int, hidden: int, dtype: torch.dtype, processors: int) -> LaunchConfig:
+    """Choose the launch of a step kernel from a fixed table, never by timing.
+
+    Args:
+        direction: "forward" or "backward".
+        channels: padded channels, 16 or 32.
+        hidden: padded hidden units, 16 to 256.
+        dtype: type of the MMA operands.
+        processors: streaming multiprocessors of the device; 0 in the interpreter.
+
+    Returns:
+        The configuration.
+    """
+    small = dtype != torch.float32
+    if direction == "forward":
+        height, warps, resident = (8, 4, 2) if small else (4, 4, 2)
+    else:
+        height, warps, resident = (16, 8, 1) if small else (4, 8, 1)
+    programs = resident * processors if processors else INTERPRETED_PROGRAMS
+    return LaunchConfig(height, warps, programs)
+
+
+@lru_cache(maxsize=None)
+def processors(device: torch.device) -> int:
+    """Return the streaming multiprocessors of a CUDA device, 0 for any other."""
+    if device.type != "cuda":
+        return 0
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def flag_rows(height: int) -> int:
+    """Return the rows of a plane of flags: whole tiles and a margin at both ends."""
+    return -(-height // TILE_ROWS) * TILE_ROWS + 2 * FLAG_MARGIN
+
+
+def flag_runs(width: int) -> int:
+    """Return the runs of eight cells in a row of flags."""
+    return -(-width // RUN_CELLS)
+
+
+def count_tiles(batch: int, height: int, width: int, tile_height: int) -> int:
+    """Return the number of tiles of a batch of grids."""
+    return batch * -(-height // tile_height) * flag_runs(width)
+
+
+def device_guard(device: torch.device) -> Any:
+    """Return a context in which `device` is the current CUDA device."""
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        return torch.cuda.device(device)
+    return nullcontext()
+
+
+_compiled: dict[Any, Any] = {}
+
+
+def launch(
+    kernel: Any,
+    programs: int,
+    tensors: tuple[Tensor, ...],
+    scalars: tuple[int | float, ...],
+    constants: tuple[Any, ...],
+    num_warps: int,
+) -> None:
+    """Launch a kernel, compiled at most once per constants, dtypes and device.
+
+    Triton's own launcher classifies every argument of every call. Here all pointers are starts of
+    allocations (16-byte aligned) and no scalar is specialised, so the constants, the operands'
+    type and the device identify the compiled kernel.
+
+    Args:
+        kernel: a `triton.jit` function.
+        programs: number of programs on grid axis 0.
+        tensors: the pointers, first arguments of the kernel.
+        scalars: the run-time numbers, next arguments.
+        constants: the compile-time constants, last arguments.
+        num_warps: warps of a program.
+    """
+    if programs == 0:
+        return
+    device = tensors[0].device
+    key = (kernel, device, tuple(tensor.dtype for tensor in tensors), constants, num_warps)
+    with device_guard(device):
+        compiled = _compiled.get(key)
+        if compiled is None:
+            compiled = kernel[(programs,)](
+                *tensors, *scalars, *constants, num_warps=num_warps, num_stages=1
+            )
+            if compiled is not None:
+                _compiled[key] = compiled
+            return
+        compiled[(programs, 1, 1)](*tensors, *scalars, *constants)

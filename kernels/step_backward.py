@@ -1,0 +1,170 @@
+"""One step backward as one kernel: the exact derivative of `step_forward`."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .alive import OWN, RUN, alive_rows, dilate, has, load_flags, rows_inside
+from .launch import LaunchConfig, Rule, count_tiles, launch
+from .mask import draw_update
+from .perceive import join_features, perceive, perceive_grad, split_features
+from .tile import advance, any_kept, cells_of, first_cell, first_word, locate
+from .weights import Weights
+
+
+@triton.jit(
+    do_not_specialize=[
+        "source",
+        "step",
+        "batch",
+        "height",
+        "width",
+        "flag_rows",
+        "update_limit",
+    ]
+)
+def _step_backward_kernel(
+    states_ptr,
+    flags_ptr,
+    passed_ptr,
+    pairs_ptr,
+    weight1_ptr,
+    weight2_ptr,
+    counter_ptr,
+    partials_ptr,
+    source,
+    step,
+    batch,
+    height,
+    width,
+    flag_rows,
+    update_limit,
+    CHANNELS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    RANDOM: tl.constexpr,
+    HEIGHT: tl.constexpr,
+):
+    dtype: tl.constexpr = weight1_ptr.dtype.element_ty
+    cells: tl.constexpr = HEIGHT * RUN
+    features: tl.constexpr = 4 * CHANNELS
+    runs = tl.cdiv(width, RUN)
+    strips = tl.cdiv(height, HEIGHT)
+    slot_cells = batch.to(tl.int64) * height * width
+    slot_words = batch.to(tl.int64) * flag_rows * runs
+    parity = step % 2
+    source_ptr = states_ptr + source * slot_cells * CHANNELS
+    source_flags_ptr = flags_ptr + source * slot_words
+    target_flags_ptr = source_flags_ptr + slot_words
+    passed_in_ptr = passed_ptr + (1 - parity) * slot_cells * CHANNELS
+    passed_out_ptr = passed_ptr + parity * slot_cells * CHANNELS
+    pairs_in_ptr = pairs_ptr + (1 - parity) * slot_cells * (2 * CHANNELS)
+    pairs_out_ptr = pairs_ptr + parity * slot_cells * (2 * CHANNELS)
+    seed = tl.load(counter_ptr)
+    step_number = tl.load(counter_ptr + 1) + step
+
+    feature = tl.arange(0, features)
+    unit = tl.arange(0, HIDDEN)
+    channel = tl.arange(0, CHANNELS)
+    both = tl.arange(0, 2 * CHANNELS)
+    offsets1 = feature[:, None] * HIDDEN + unit[None, :]
+    offsets2 = unit[:, None] * CHANNELS + channel[None, :]
+    weight1 = tl.load(weight1_ptr + offsets1)
+    weight2 = tl.load(weight2_ptr + offsets2)
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    size: tl.constexpr = (features + CHANNELS) * HIDDEN + CHANNELS
+    partial1_ptr = partials_ptr + program.to(tl.int64) * size
+    partial2_ptr = partial1_ptr + features * HIDDEN
+    partial_bias2_ptr = partial2_ptr + HIDDEN * CHANNELS
+    grad1 = tl.load(partial1_ptr + offsets1)
+    grad2 = tl.load(partial2_ptr + offsets2)
+    grad_bias2 = tl.zeros((cells, CHANNELS), tl.float32)
+
+    row, column = cells_of(HEIGHT)
+    position = column + OWN
+    local = row * width + column
+    offsets = local[:, None] * CHANNELS + channel[None, :]
+    pair_offsets = local[:, None] * (2 * CHANNELS) + both[None, :]
+
+    grid, strip, run = locate(program, runs, strips)
+    step_grid, step_strip, step_run = locate(programs, runs, strips)
+    for _ in range(program, batch * strips * runs, programs):
+        y0, x0 = strip * HEIGHT, run * RUN
+        cell = first_cell(grid, y0, x0, height, width)
+        word = first_word(grid, y0, run, flag_rows, runs)
+        inside_above, inside_here, inside_below = rows_inside(y0 + row, x0, height, width)
+        inside = has(inside_here, position)
+        passed_target_ptr = passed_out_ptr + cell * CHANNELS + offsets
+        pair_target_ptr = pairs_out_ptr + cell * (2 * CHANNELS) + pair_offsets
+        if any_kept(source_flags_ptr, word, runs, HEIGHT):
+            above, here, below, pre = alive_rows(
+                source_flags_ptr + word,
+                row * runs,
+                runs,
+                inside_above,
+                inside_here,
+                inside_below,
+                position,
+            )
+            after_above, _ = load_flags(target_flags_ptr + word, row * runs, -runs)
+            after_here, _ = load_flags(target_flags_ptr + word, row * runs, 0)
+            after_below, _ = load_flags(target_flags_ptr + word, row * runs, runs)
+            alive = has(dilate(after_above, after_here, after_below), position) & pre
+
+            grad = tl.load(
+                passed_in_ptr + cell * CHANNELS + offsets, mask=alive[:, None], other=0.0
+            )
+            received = perceive_grad(
+                pairs_in_ptr + cell * (2 * CHANNELS),
+                pair_offsets,
+                width * (2 * CHANNELS),
+                inside_above,
+                inside_here,
+                inside_below,
+                position,
+                cells,
+                CHANNELS,
+            )
+            grad += tl.where(alive[:, None], received, 0.0)
+            grad_delta = grad
+            if RANDOM:
+                update = draw_update(cell + local, seed, step_number, update_limit)
+                grad_delta = tl.where(update[:, None], grad, 0.0)
+
+            identity, sobel_x, sobel_y = perceive(
+                source_ptr + cell * CHANNELS,
+                offsets,
+                width * CHANNELS,
+                above,
+                here,
+                below,
+                position,
+                CHANNELS,
+            )
+            perceived = join_features(identity, sobel_x, sobel_y, dtype)
+            hidden = tl.dot(perceived, weight1, input_precision="ieee")
+            hidden = tl.maximum(hidden.to(dtype), 0)
+            grad_bias2 += grad_delta
+            grad_delta = grad_delta.to(dtype)
+            grad_hidden = tl.dot(grad_delta, tl.trans(weight2), input_precision="ieee")
+            grad_hidden = tl.where(hidden > 0, grad_hidden.to(dtype), 0)
+            grad2 = tl.dot(tl.trans(hidden), grad_delta, grad2, input_precision="ieee")
+            grad1 = tl.dot(tl.trans(perceived), grad_hidden, grad1, input_precision="ieee")
+            grad_perceived = tl.dot(grad_hidden, tl.trans(weight1), input_precision="ieee")
+            grad_identity, grad_x, grad_y = split_features(grad_perceived, cells, CHANNELS)
+            tl.store(passed_target_ptr, grad + grad_identity, mask=inside[:, None])
+            pair = tl.join(grad_x.to(dtype), grad_y.to(dtype))
+            pair = tl.reshape(pair, (cells, 2 * CHANNELS))
+            tl.store(pair_target_ptr, pair, mask=inside[:, None])
+        else:
+            zeros = tl.zeros((cells, CHANNELS), tl.float32)
+            tl.store(passed_target_ptr, zeros, mask=inside[:, None])
+            zeros = tl.zeros((cells, 2 * CHANNELS), dtype)
+            tl.store(pair_target_ptr, zeros, mask=inside[:, None])
+        grid, strip, run = advance(
+            grid, strip, run, step_grid, step_strip, step_run, runs, strips
+        )
+
+    tl.store(partial1_ptr + offsets1, grad1)
+    tl.store(partial2_ptr + offsets2, grad2)
+    total = tl.load(partial_bias2_ptr + channel) + tl.sum(grad_bias2, axis=0)
+    tl.store(partial_bias2_ptr + channel, total)

@@ -1,0 +1,160 @@
+"""One step forward as one kernel: perception, MLP, update mask and both alive tests."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .alive import OWN, RUN, alive_rows, rows_inside, store_flags
+from .launch import LaunchConfig, Rule, count_tiles, launch
+from .mask import draw_update
+from .perceive import join_features, perceive
+from .tile import advance, any_kept, cells_of, first_cell, first_word, locate
+from .weights import Weights
+
+ALPHA = tl.constexpr(3)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "source",
+        "target",
+        "step",
+        "batch",
+        "height",
+        "width",
+        "flag_rows",
+        "update_limit",
+    ]
+)
+def _step_forward_kernel(
+    states_ptr,
+    flags_ptr,
+    weight1_ptr,
+    weight2_ptr,
+    bias2_ptr,
+    counter_ptr,
+    source,
+    target,
+    step,
+    batch,
+    height,
+    width,
+    flag_rows,
+    update_limit,
+    threshold,
+    CHANNELS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    RANDOM: tl.constexpr,
+    HEIGHT: tl.constexpr,
+):
+    dtype: tl.constexpr = weight1_ptr.dtype.element_ty
+    cells: tl.constexpr = HEIGHT * RUN
+    features: tl.constexpr = 4 * CHANNELS
+    runs = tl.cdiv(width, RUN)
+    strips = tl.cdiv(height, HEIGHT)
+    slot_cells = batch.to(tl.int64) * height * width
+    slot_words = batch.to(tl.int64) * flag_rows * runs
+    source_ptr = states_ptr + source * slot_cells * CHANNELS
+    target_ptr = states_ptr + target * slot_cells * CHANNELS
+    source_flags_ptr = flags_ptr + source * slot_words
+    target_flags_ptr = flags_ptr + target * slot_words
+    seed = tl.load(counter_ptr)
+    step_number = tl.load(counter_ptr + 1) + step
+
+    feature = tl.arange(0, features)
+    unit = tl.arange(0, HIDDEN)
+    channel = tl.arange(0, CHANNELS)
+    weight1 = tl.load(weight1_ptr + feature[:, None] * HIDDEN + unit[None, :])
+    weight2 = tl.load(weight2_ptr + unit[:, None] * CHANNELS + channel[None, :])
+    bias2 = tl.load(bias2_ptr + channel)
+    row, column = cells_of(HEIGHT)
+    position = column + OWN
+    local = row * width + column
+    offsets = local[:, None] * CHANNELS + channel[None, :]
+
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    grid, strip, run = locate(program, runs, strips)
+    step_grid, step_strip, step_run = locate(programs, runs, strips)
+    for _ in range(program, batch * strips * runs, programs):
+        y0, x0 = strip * HEIGHT, run * RUN
+        cell = first_cell(grid, y0, x0, height, width)
+        word = first_word(grid, y0, run, flag_rows, runs)
+        inside_above, inside_here, inside_below = rows_inside(y0 + row, x0, height, width)
+        inside = ((inside_here >> position) & 1) != 0
+        out_ptr = target_ptr + cell * CHANNELS + offsets
+        if any_kept(source_flags_ptr, word, runs, HEIGHT):
+            above, here, below, pre = alive_rows(
+                source_flags_ptr + word,
+                row * runs,
+                runs,
+                inside_above,
+                inside_here,
+                inside_below,
+                position,
+            )
+            identity, sobel_x, sobel_y = perceive(
+                source_ptr + cell * CHANNELS,
+                offsets,
+                width * CHANNELS,
+                above,
+                here,
+                below,
+                position,
+                CHANNELS,
+            )
+            perceived = join_features(identity, sobel_x, sobel_y, dtype)
+            hidden = tl.dot(perceived, weight1, input_precision="ieee")
+            hidden = tl.maximum(hidden.to(dtype), 0)
+            delta = tl.dot(hidden, weight2, input_precision="ieee") + bias2[None, :]
+            if RANDOM:
+                update = draw_update(cell + local, seed, step_number, update_limit)
+                delta = tl.where(update[:, None], delta, 0.0)
+            updated = identity + delta
+            alpha = tl.sum(tl.where(channel[None, :] == ALPHA, updated, 0.0), axis=1)
+            visible = (alpha > threshold) & inside
+            tl.store(out_ptr, tl.where(pre[:, None], updated, 0.0), mask=inside[:, None])
+            store_flags(
+                target_flags_ptr, word, runs, run, runs, visible, visible & pre, HEIGHT
+            )
+        else:
+            zeros = tl.zeros((cells, CHANNELS), tl.float32)
+            tl.store(out_ptr, zeros, mask=inside[:, None])
+            nothing = tl.zeros((cells,), tl.int32) != 0
+            store_flags(target_flags_ptr, word, runs, run, runs, nothing, nothing, HEIGHT)
+        grid, strip, run = advance(
+            grid, strip, run, step_grid, step_strip, step_run, runs, strips
+        )
+
+
+def step_forward(
+    states: Tensor,
+    flags: Tensor,
+    weights: Weights,
+    counter: Tensor,
+    slots: tuple[int, int],
+    step: int,
+    rule: Rule,
+    config: LaunchConfig,
+) -> None:
+    """Advance a stored state by one step.
+
+    Args:
+        states: `[slots, B, H, W, CP]` float32.
+        flags: `[slots, B, rows, runs]` int64.
+        weights: the packed weights.
+        counter: `[2]` int64, seed and number of the rollout's first step.
+        slots: the slot to read and the slot to write.
+        step: steps since the rollout's first.
+        rule: which cells update, and which are alive.
+        config: how to launch.
+    """
+    _, batch, height, width, channels = states.shape
+    tiles = count_tiles(batch, height, width, config.tile_height)
+    launch(
+        _step_forward_kernel,
+        min(tiles, config.programs),
+        (states, flags, weights.weight1, weights.weight2, weights.bias2, counter),
+        (*slots, step, batch, height, width, flags.shape[2], rule.limit, rule.threshold),
+        (channels, weights.weight1.shape[1], rule.random, config.tile_height),
+        config.num_warps,
+    )
