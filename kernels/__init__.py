@@ -1,1 +1,40 @@
-"""Fused Triton kernels; imported as `fastnca.kernels`."""
+"""The fused Triton kernels: launchers, packed weights, and how to launch.
+
+This package is a leaf: it imports torch, Triton and itself. Equations are in `README.md`.
+"""
+
+from .finish import finish_backward, finish_forward
+from .launch import LaunchConfig, Rule, choose_launch, flag_rows, flag_runs, processors
+from .start import start
+from .step_backward import step_backward
+from .step_forward import step_forward
+from .weights import (
+    OPERAND_DTYPES,
+    Weights,
+    pack_weights,
+    padded_channels,
+    padded_hidden,
+    partial_size,
+    unpack_gradients,
+)
+
+__all__ = [
+    "OPERAND_DTYPES",
+    "LaunchConfig",
+    "Rule",
+    "Weights",
+    "choose_launch",
+    "finish_backward",
+    "finish_forward",
+    "flag_rows",
+    "flag_runs",
+    "pack_weights",
+    "padded_channels",
+    "padded_hidden",
+    "partial_size",
+    "processors",
+    "start",
+    "step_backward",
+    "step_forward",
+    "unpack_gradients",
+]

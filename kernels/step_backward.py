@@ -105,9 +105,9 @@ def _step_backward_kernel(
                 inside_below,
                 position,
             )
-            after_above, _ = load_flags(target_flags_ptr + word, row * runs, -runs)
-            after_here, _ = load_flags(target_flags_ptr + word, row * runs, 0)
-            after_below, _ = load_flags(target_flags_ptr + word, row * runs, runs)
+            after_above = load_flags(target_flags_ptr + word, row * runs, -runs)[0]
+            after_here = load_flags(target_flags_ptr + word, row * runs, 0)[0]
+            after_below = load_flags(target_flags_ptr + word, row * runs, runs)[0]
             alive = has(dilate(after_above, after_here, after_below), position) & pre
 
             grad = tl.load(
@@ -168,3 +168,42 @@ def _step_backward_kernel(
     tl.store(partial2_ptr + offsets2, grad2)
     total = tl.load(partial_bias2_ptr + channel) + tl.sum(grad_bias2, axis=0)
     tl.store(partial_bias2_ptr + channel, total)
+
+
+def step_backward(
+    states: Tensor,
+    flags: Tensor,
+    carried: tuple[Tensor, Tensor],
+    weights: Weights,
+    counter: Tensor,
+    partials: Tensor,
+    source: int,
+    step: int,
+    rule: Rule,
+    config: LaunchConfig,
+) -> None:
+    """Take the gradient back through one step, and add to the gradients of the weights.
+
+    Args:
+        states: `[slots, B, H, W, CP]` float32.
+        flags: `[slots, B, rows, runs]` int64; slot `source + 1` holds the state after the step.
+        carried: `passed` `[2, B, H, W, CP]` float32 and `pairs` `[2, B, H, W, CP, 2]` operands,
+            the gradient in two parts (equation 12); half `step % 2` is written, the other read.
+        weights: the packed weights.
+        counter: `[2]` int64, seed and number of the rollout's first step.
+        partials: `[programs, partial_size]` float32; every program adds to its own row.
+        source: the slot of the state before the step.
+        step: steps since the rollout's first.
+        rule: which cells update, and which are alive.
+        config: how to launch; `partials` has a row for each of its programs.
+    """
+    _, batch, height, width, channels = states.shape
+    tiles = count_tiles(batch, height, width, config.tile_height)
+    launch(
+        _step_backward_kernel,
+        min(tiles, config.programs),
+        (states, flags, *carried, weights.weight1, weights.weight2, counter, partials),
+        (source, step, batch, height, width, flags.shape[2], rule.limit),
+        (channels, weights.weight1.shape[1], rule.random, config.tile_height),
+        config.num_warps,
+    )

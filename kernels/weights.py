@@ -67,25 +67,31 @@ def pack_weights(w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, dtype: torch.dt
     return Weights(weight1.view(SLOTS * wide, tall).to(dtype), weight2, bias2)
 
 
+def partial_size(weights: Weights) -> int:
+    """Return the numbers in one program's sums of weight gradients."""
+    return weights.weight1.numel() + weights.weight2.numel() + weights.bias2.numel()
+
+
 def unpack_gradients(
-    grad1: Tensor, grad2: Tensor, grad_bias2: Tensor, channels: int, hidden: int
+    total: Tensor, weights: Weights, channels: int, hidden: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Undo `pack_weights` for gradients.
 
     Args:
-        grad1: `[4*CP, HP]` gradient of the packed `weight1`.
-        grad2: `[HP, CP]` gradient of the packed `weight2`.
-        grad_bias2: `[CP]` gradient of the packed `bias2`.
+        total: `[partial_size]` gradients of `weight1`, `weight2` and `bias2`, in this order.
+        weights: the packed weights.
         channels: channels C.
         hidden: hidden units.
 
     Returns:
         Gradients of w1, b1, w2 and b2 in the shapes of `pack_weights`.
     """
-    taps = grad1.view(-1, SLOTS, grad1.shape[1])[:, :, :hidden]
-    scale = grad1.new_tensor([1.0, 0.125, 0.125])
-    grad_w1 = (taps[:channels, :3] * scale[:, None]).permute(2, 0, 1)
-    grad_w2 = grad2[:hidden, :channels].T
+    sizes = [part.numel() for part in (weights.weight1, weights.weight2, weights.bias2)]
+    grad1, grad2, grad_bias2 = total.split(sizes)
+    taps = grad1.view(-1, SLOTS, weights.weight1.shape[1])[:, :, :hidden]
+    sobel = taps[:channels, 1:3] * 0.125
+    grad_w1 = torch.cat((taps[:channels, :1], sobel), dim=1).permute(2, 0, 1)
+    grad_w2 = grad2.view_as(weights.weight2)[:hidden, :channels].T
     return (
         grad_w1.reshape(hidden, 3 * channels, 1, 1),
         taps[0, 3].clone(),

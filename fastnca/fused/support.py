@@ -1,0 +1,95 @@
+"""Every reason why the fused path cannot run, one sentence each."""
+
+import os
+from importlib.util import find_spec
+
+import torch
+
+PRECISIONS = ("fp16", "bf16", "ieee")
+MIN_CHANNELS, MAX_CHANNELS = 4, 32
+MIN_HIDDEN, MAX_HIDDEN = 16, 256
+MAX_WIDTH = 1 << 20
+"""A tile spans up to 18 rows; its offsets, in elements of 64 channels, are 32-bit numbers."""
+MIN_CAPABILITY = (8, 0)
+MAX_TILES = 1 << 30
+
+
+def interpreted() -> bool:
+    """Return whether Triton kernels run in its interpreter, which needs no GPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def fused_reasons(
+    device: torch.device | str,
+    dtype: torch.dtype,
+    channels: int,
+    hidden: int,
+    precision: str,
+) -> list[str]:
+    """List the reasons why a rollout cannot run on the fused kernels.
+
+    Args:
+        device: where the state lives.
+        dtype: type of the state.
+        channels: channels C of the state.
+        hidden: hidden units of the network.
+        precision: "fp16", "bf16" or "ieee".
+
+    Returns:
+        One sentence per reason; empty if the rollout can run.
+    """
+    reasons = _device_reasons(torch.device(device))
+    if dtype != torch.float32:
+        reasons.append(f"The fused kernels keep a float32 state, got {dtype}.")
+    if not MIN_CHANNELS <= channels <= MAX_CHANNELS:
+        reasons.append(
+            f"The fused kernels take {MIN_CHANNELS} to {MAX_CHANNELS} channels, got {channels}."
+        )
+    if not MIN_HIDDEN <= hidden <= MAX_HIDDEN:
+        reasons.append(
+            f"The fused kernels take {MIN_HIDDEN} to {MAX_HIDDEN} hidden units, got {hidden}."
+        )
+    if precision not in PRECISIONS:
+        reasons.append(
+            f"The fused kernels have the precisions {', '.join(PRECISIONS)}, got {precision!r}."
+        )
+    elif precision == "bf16" and interpreted():
+        reasons.append("Triton's interpreter multiplies bfloat16 wrongly; use fp16 or ieee.")
+    return reasons
+
+
+def shape_reasons(batch: int, height: int, width: int) -> list[str]:
+    """List the reasons why a batch of grids is out of the kernels' range, one sentence each."""
+    reasons = []
+    if height < 1 or width < 1:
+        reasons.append(f"A grid needs at least one cell, got {height}x{width}.")
+    if width > MAX_WIDTH:
+        reasons.append(f"The fused kernels take grids up to {MAX_WIDTH} wide, got {width}.")
+    if batch * height * width > MAX_TILES * 8:
+        reasons.append(
+            f"The fused kernels take up to {MAX_TILES * 8} cells, got {batch}x{height}x{width}."
+        )
+    return reasons
+
+
+def _device_reasons(device: torch.device) -> list[str]:
+    """List what is missing in the machine."""
+    if find_spec("triton") is None:
+        return [
+            "Triton is not installed: on Linux `pip install triton`, on Windows `triton-windows`."
+        ]
+    if interpreted():
+        return []
+    if device.type != "cuda":
+        return [f"The fused kernels run on CUDA devices, and the state is on {device}."]
+    if not torch.cuda.is_available():
+        return [f"torch {torch.__version__} sees no CUDA device."]
+    if torch.version.hip is not None:
+        return ["The fused kernels are written for CUDA; ROCm has not been tried."]
+    found = torch.cuda.get_device_capability(device)
+    if found < MIN_CAPABILITY:
+        return [
+            f"The fused kernels need compute capability 8.0, and {device} has "
+            f"{found[0]}.{found[1]}."
+        ]
+    return []
