@@ -1,89 +1,79 @@
 """The torch operators `fastnca::rollout_forward` and `fastnca::rollout_backward`.
 
-Defined with `torch.library`, so that `torch.compile` treats a whole rollout as one node. Step
-counts are symbolic integers: a new count needs no new graph.
+Defined with `torch.library`, so that `torch.compile` treats a whole rollout as one node. The
+step count is a symbolic integer: a new count needs no new graph.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastnca.fused.rollout import Plan, allocate, run_backward, run_forward
+from fastnca.fused.rollout import Gradients, Plan, allocate, count_slots, run_backward, run_forward
+from fastnca.fused.support import fused_reasons, shape_reasons
 from fastnca.kernels import Rule
 from fastnca.masks import threshold
 from fastnca.states import ALIVE_THRESHOLD
 
 _PARAMETERS = "Tensor w1, Tensor b1, Tensor w2, Tensor b2"
-_PLAN = (
-    "Tensor? counter, SymInt steps, float update_rate, str precision, "
-    "SymInt checkpoint_every, float alive_threshold"
+_SETTINGS = (
+    "Tensor? counter, SymInt steps, float update_rate, str precision, int checkpoint_every"
 )
 
 torch.library.define(
     "fastnca::rollout_forward",
-    f"(Tensor state, {_PARAMETERS}, {_PLAN}, bool keep) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor state, {_PARAMETERS}, {_SETTINGS}, bool keep) -> (Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "fastnca::rollout_backward",
-    f"(Tensor grad, Tensor states, Tensor flags, {_PARAMETERS}, {_PLAN}) "
+    f"(Tensor grad, Tensor states, Tensor flags, {_PARAMETERS}, {_SETTINGS}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 def _plan(
-    counter: Tensor | None,
-    steps: int,
-    update_rate: float,
-    precision: str,
-    checkpoint_every: int,
-    alive_threshold: float,
+    counter: Tensor | None, steps: int, update_rate: float, precision: str, checkpoint_every: int
 ) -> Plan:
-    """Collect the arguments that say how a rollout runs; no counter updates every cell."""
-    limit = threshold(update_rate)
-    rule = Rule(limit, counter is not None, alive_threshold)
+    """Collect how a rollout runs; without a counter every cell updates."""
+    if steps < 0:
+        raise ValueError(f"steps must be at least 0, got {steps}")
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
+    rule = Rule(threshold(update_rate), counter is not None, ALIVE_THRESHOLD)
     return Plan(steps, precision, rule, checkpoint_every)
 
 
-def _counter(counter: Tensor | None, state: Tensor) -> Tensor:
-    """Return the counter, or one that no kernel reads the draws of."""
-    if counter is None:
-        return torch.zeros(2, dtype=torch.int64, device=state.device)
-    return counter
+def _check(state: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, precision: str) -> None:
+    """Raise unless the kernels can run these tensors."""
+    if state.dim() != 4:
+        raise ValueError(f"state must be [B, C, H, W], got {tuple(state.shape)}")
+    batch, channels, height, width = state.shape
+    hidden = b1.shape[0]
+    expected = ((hidden, 3 * channels, 1, 1), (hidden,), (channels, hidden, 1, 1), (channels,))
+    found = tuple(tuple(parameter.shape) for parameter in (w1, b1, w2, b2))
+    if found != expected:
+        raise ValueError(
+            f"parameters for {channels} channels must have the shapes {expected}, got {found}"
+        )
+    reasons = fused_reasons(state.device, state.dtype, channels, hidden, precision)
+    reasons += shape_reasons(batch, height, width)
+    for name, parameter in zip(("w1", "b1", "w2", "b2"), (w1, b1, w2, b2), strict=True):
+        if parameter.dtype != torch.float32 or parameter.device != state.device:
+            reasons.append(
+                f"{name} must be float32 on {state.device}, "
+                f"got {parameter.dtype} on {parameter.device}."
+            )
+    if reasons:
+        raise RuntimeError("the fused kernels cannot run this rollout: " + " ".join(reasons))
 
 
 @torch.library.impl("fastnca::rollout_forward", ("cpu", "cuda"))
-def _rollout_forward(state, w1, b1, w2, b2, counter, *arguments):
-    *arguments, keep = arguments
-    plan = _plan(counter, *arguments)
-    return run_forward(state, (w1, b1, w2, b2), _counter(counter, state), plan, keep)
-
-
-@torch.library.impl("fastnca::rollout_backward", ("cpu", "cuda"))
-def _rollout_backward(grad, states, flags, w1, b1, w2, b2, counter, *arguments):
-    plan = _plan(counter, *arguments)
-    return run_backward(grad, states, flags, (w1, b1, w2, b2), _counter(counter, grad), plan)
-
-
-@torch.library.register_fake("fastnca::rollout_forward")
-def _fake_forward(state, w1, b1, w2, b2, counter, steps, update_rate, precision, *arguments):
-    checkpoint_every, _, keep = arguments
-    slots = 2
-    if keep:
-        slots = -(-steps // checkpoint_every) + (1 if checkpoint_every == 1 else 3)
-    states, flags = allocate(state, slots)
-    return torch.empty_like(state, memory_format=torch.contiguous_format), states, flags
-
-
-@torch.library.register_fake("fastnca::rollout_backward")
-def _fake_backward(grad, states, flags, w1, b1, w2, b2, counter, *arguments):
-    return tuple(
-        torch.empty_like(like, memory_format=torch.contiguous_format)
-        for like in (grad, w1, b1, w2, b2)
-    )
-
-
-def rollout_forward(
+def _rollout_forward(
     state: Tensor,
-    parameters: tuple[Tensor, Tensor, Tensor, Tensor],
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
     counter: Tensor | None,
     steps: int,
     update_rate: float,
@@ -91,16 +81,49 @@ def rollout_forward(
     checkpoint_every: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Call `fastnca::rollout_forward`; see `fastnca.fused.rollout.run_forward`."""
-    result: tuple[Tensor, Tensor, Tensor] = torch.ops.fastnca.rollout_forward(
-        state,
-        *parameters,
-        counter,
-        steps,
-        update_rate,
-        precision,
-        checkpoint_every,
-        ALIVE_THRESHOLD,
-        keep,
-    )
-    return result
+    _check(state, w1, b1, w2, b2, precision)
+    plan = _plan(counter, steps, update_rate, precision, checkpoint_every)
+    return run_forward(state, (w1, b1, w2, b2), counter, plan, keep)
+
+
+@torch.library.impl("fastnca::rollout_backward", ("cpu", "cuda"))
+def _rollout_backward(
+    grad: Tensor,
+    states: Tensor,
+    flags: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    counter: Tensor | None,
+    steps: int,
+    update_rate: float,
+    precision: str,
+    checkpoint_every: int,
+) -> Gradients:
+    plan = _plan(counter, steps, update_rate, precision, checkpoint_every)
+    return run_backward(grad, states, flags, (w1, b1, w2, b2), counter, plan)
+
+
+@torch.library.register_fake("fastnca::rollout_forward")
+def _fake_forward(
+    state: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    _, steps, _, _, checkpoint_every, keep = settings
+    states, flags = allocate(state, count_slots(steps, checkpoint_every, keep))
+    return torch.empty_like(state, memory_format=torch.contiguous_format), states, flags
+
+
+@torch.library.register_fake("fastnca::rollout_backward")
+def _fake_backward(
+    grad: Tensor,
+    states: Tensor,
+    flags: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    *settings: Any,
+) -> tuple[Tensor, ...]:
+    likes = (grad, w1, b1, w2, b2)
+    return tuple(torch.empty_like(a, memory_format=torch.contiguous_format) for a in likes)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastnca.kernels import (
     OPERAND_DTYPES,
+    LaunchConfig,
     Rule,
     Weights,
     choose_launch,
@@ -53,12 +54,6 @@ class Plan:
         """Number of stretches of at most k steps."""
         return -(-self.steps // self.checkpoint_every)
 
-    def slots(self, keep: bool) -> int:
-        """Return the states to allocate: kept ones, and two to work in unless all are kept."""
-        if not keep:
-            return min(2, self.steps + 1)
-        return self.segments + 1 + (2 if self.checkpoint_every > 1 else 0)
-
     def slot(self, step: int, keep: bool) -> int:
         """Return the slot of the state after `step` steps."""
         if not keep:
@@ -66,6 +61,13 @@ class Plan:
         if step % self.checkpoint_every == 0:
             return step // self.checkpoint_every
         return self.segments if step == self.steps else self.segments + 1 + step % 2
+
+
+def count_slots(steps: int, checkpoint_every: int, keep: bool) -> int:
+    """Return how many states a forward pass stores: the kept ones, and two to work in."""
+    if not keep:
+        return 2
+    return steps + 1 if checkpoint_every == 1 else -(-steps // checkpoint_every) + 3
 
 
 def allocate(state: Tensor, slots: int) -> tuple[Tensor, Tensor]:
@@ -79,14 +81,15 @@ def allocate(state: Tensor, slots: int) -> tuple[Tensor, Tensor]:
 
 
 def run_forward(
-    state: Tensor, parameters: Parameters, counter: Tensor, plan: Plan, keep: bool
+    state: Tensor, parameters: Parameters, counter: Tensor | None, plan: Plan, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Advance a state by all steps of a plan.
 
     Args:
         state: `[B, C, H, W]` float32, any strides.
         parameters: weights and biases of the two 1x1 convolutions.
-        counter: `[2]` int64 on the state's device, seed and number of the first step.
+        counter: `[2]` int64 on the state's device, seed and number of the first step;
+            None updates every cell.
         plan: the steps.
         keep: whether to keep states for the backward pass.
 
@@ -94,7 +97,8 @@ def run_forward(
         The last state, `[B, C, H, W]` contiguous; the stored states; their flags.
     """
     weights = pack_weights(*parameters, OPERAND_DTYPES[plan.precision])
-    states, flags = allocate(state, plan.slots(keep))
+    states, flags = allocate(state, count_slots(plan.steps, plan.checkpoint_every, keep))
+    counter = _any_counter(counter, state)
     start(state.contiguous(), states, flags, plan.rule.threshold)
     config = _config("forward", states, weights)
     for step in range(plan.steps):
@@ -110,7 +114,7 @@ def run_backward(
     states: Tensor,
     flags: Tensor,
     parameters: Parameters,
-    counter: Tensor,
+    counter: Tensor | None,
     plan: Plan,
 ) -> Gradients:
     """Differentiate a rollout.
@@ -129,6 +133,7 @@ def run_backward(
     """
     channels, hidden = parameters[2].shape[:2]
     weights = pack_weights(*parameters, OPERAND_DTYPES[plan.precision])
+    counter = _any_counter(counter, grad)
     scale = _gradient_scale(grad, plan.precision)
     config = _config("backward", states, weights)
     partials = states.new_zeros(config.programs, partial_size(weights))
@@ -190,7 +195,14 @@ def _replay(
     return work, work_flags
 
 
-def _config(direction: str, states: Tensor, weights: Weights):
+def _any_counter(counter: Tensor | None, state: Tensor) -> Tensor:
+    """Return `counter`; where no mask is drawn, something for the kernel's pointer to point at."""
+    if counter is None:
+        return torch.zeros(2, dtype=torch.int64, device=state.device)
+    return counter
+
+
+def _config(direction: str, states: Tensor, weights: Weights) -> LaunchConfig:
     hidden = weights.weight1.shape[1]
     return choose_launch(
         direction, states.shape[-1], hidden, weights.weight1.dtype, processors(states.device)

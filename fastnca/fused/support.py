@@ -1,6 +1,7 @@
 """Every reason why the fused path cannot run, one sentence each."""
 
 import os
+from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
@@ -8,10 +9,13 @@ import torch
 PRECISIONS = ("fp16", "bf16", "ieee")
 MIN_CHANNELS, MAX_CHANNELS = 4, 32
 MIN_HIDDEN, MAX_HIDDEN = 16, 256
-MAX_WIDTH = 1 << 20
-"""A tile spans up to 18 rows; its offsets, in elements of 64 channels, are 32-bit numbers."""
 MIN_CAPABILITY = (8, 0)
-MAX_TILES = 1 << 30
+
+MAX_WIDTH = 1 << 20
+"""A tile and its halo span 18 rows of 64 numbers a cell, and offsets within them are 32-bit."""
+
+MAX_CELLS = 1 << 33
+"""Tiles of at least eight cells are numbered in 32 bits."""
 
 
 def interpreted() -> bool:
@@ -38,7 +42,7 @@ def fused_reasons(
     Returns:
         One sentence per reason; empty if the rollout can run.
     """
-    reasons = _device_reasons(torch.device(device))
+    reasons = list(_device_reasons(torch.device(device), interpreted()))
     if dtype != torch.float32:
         reasons.append(f"The fused kernels keep a float32 state, got {dtype}.")
     if not MIN_CHANNELS <= channels <= MAX_CHANNELS:
@@ -65,31 +69,32 @@ def shape_reasons(batch: int, height: int, width: int) -> list[str]:
         reasons.append(f"A grid needs at least one cell, got {height}x{width}.")
     if width > MAX_WIDTH:
         reasons.append(f"The fused kernels take grids up to {MAX_WIDTH} wide, got {width}.")
-    if batch * height * width > MAX_TILES * 8:
+    if batch * height * width > MAX_CELLS:
         reasons.append(
-            f"The fused kernels take up to {MAX_TILES * 8} cells, got {batch}x{height}x{width}."
+            f"The fused kernels take up to {MAX_CELLS} cells, got {batch}x{height}x{width}."
         )
     return reasons
 
 
-def _device_reasons(device: torch.device) -> list[str]:
+@lru_cache(maxsize=64)
+def _device_reasons(device: torch.device, interpreted: bool) -> tuple[str, ...]:
     """List what is missing in the machine."""
     if find_spec("triton") is None:
-        return [
-            "Triton is not installed: on Linux `pip install triton`, on Windows `triton-windows`."
-        ]
-    if interpreted():
-        return []
+        return (
+            "Triton is not installed: on Linux `pip install triton`, on Windows `triton-windows`.",
+        )
+    if interpreted:
+        return ()
     if device.type != "cuda":
-        return [f"The fused kernels run on CUDA devices, and the state is on {device}."]
+        return (f"The fused kernels run on CUDA devices, and the state is on {device}.",)
     if not torch.cuda.is_available():
-        return [f"torch {torch.__version__} sees no CUDA device."]
+        return (f"torch {torch.__version__} sees no CUDA device.",)
     if torch.version.hip is not None:
-        return ["The fused kernels are written for CUDA; ROCm has not been tried."]
+        return ("The fused kernels are written for CUDA; ROCm has not been tried.",)
     found = torch.cuda.get_device_capability(device)
     if found < MIN_CAPABILITY:
-        return [
+        return (
             f"The fused kernels need compute capability 8.0, and {device} has "
-            f"{found[0]}.{found[1]}."
-        ]
-    return []
+            f"{found[0]}.{found[1]}.",
+        )
+    return ()
