@@ -1,0 +1,37 @@
+"""Run the kernels on CUDA if there is a device, else in Triton's interpreter.
+
+Triton decides at import, so the switch is thrown before anything imports the kernels; it is
+visible only to the tests of this folder.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+INTERPRETED = not torch.cuda.is_available()
+
+with pytest.MonkeyPatch.context() as _patch:
+    if INTERPRETED:
+        _patch.setenv("TRITON_INTERPRET", "1")
+    import fastnca.fused.operators  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+@pytest.fixture(autouse=True)
+def _interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    if INTERPRETED:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """Fill fresh memory with NaN: a cell that no kernel writes shows up in the comparison."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
