@@ -4,8 +4,8 @@ This package is a leaf: it imports torch, Triton and itself. Equations are in `R
 """
 
 from .finish import finish_backward, finish_forward
-from .launch import LaunchConfig, Rule, choose_launch, flag_rows, flag_runs, processors
-from .start import start
+from .launch import LaunchConfig, Rule, choose_launch, flag_rows, flag_runs, pair_cells, processors
+from .start import start_forward
 from .step_backward import step_backward
 from .step_forward import step_forward
 from .weights import (
@@ -31,9 +31,10 @@ __all__ = [
     "pack_weights",
     "padded_channels",
     "padded_hidden",
+    "pair_cells",
     "partial_size",
     "processors",
-    "start",
+    "start_forward",
     "step_backward",
     "step_forward",
     "unpack_gradients",

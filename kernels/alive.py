@@ -23,21 +23,30 @@ MARGIN = tl.constexpr(2)
 OWN = tl.constexpr(8)
 """Bit of the first cell of a word's own run."""
 
+PRE = tl.constexpr(9)
+"""Bit of a cell's status: alive before the step. Bits 0 to 8 are its neighbourhood."""
+
+UPDATE = tl.constexpr(10)
+"""Bit of a cell's status: takes part in the step."""
+
+INSIDE = tl.constexpr(11)
+"""Bit of a cell's status: lies in the grid."""
+
 
 @triton.jit
 def load_flags(flags_ptr, offsets, pitch):
     """Load the words of one row of flags below `offsets`, `pitch` words from row to row.
 
     Args:
-        flags_ptr: pointer to pairs of words, int64.
-        offsets: `[CELLS]` offset of each cell's word.
-        pitch: distance to the wanted row, in words.
+        flags_ptr: pointer to pairs of words, int64; `updated` is the low word.
+        offsets: `[CELLS]` offset of each cell's pair of words.
+        pitch: distance to the wanted row, in pairs.
 
     Returns:
         Words `updated` and `kept`, `[CELLS]` int32.
     """
-    words = tl.load(flags_ptr + offsets + pitch)
-    return words.to(tl.int32), (words >> 32).to(tl.int32)
+    pair = tl.load(flags_ptr + offsets + pitch)
+    return pair.to(tl.int32), (pair >> 32).to(tl.int32)
 
 
 @triton.jit
@@ -48,9 +57,40 @@ def dilate(above, here, below):
 
 
 @triton.jit
-def has(word, position):
-    """Test bit `position` of each word."""
-    return ((word >> position) & 1) != 0
+def around(above, here, below, position):
+    """Gather the 3x3 neighbourhood of each cell: bit 3 (dy + 1) + dx + 1 is neighbour (dy, dx).
+
+    Args:
+        above: `[CELLS]` word of the row above each cell.
+        here: the same for the cell's own row.
+        below: the same for the row below.
+        position: `[CELLS]` bit of each cell in its word.
+
+    Returns:
+        `[CELLS]` int32, nine bits.
+    """
+    first = position - 1
+    upper = (above >> first) & 7
+    middle = (here >> first) & 7
+    lower = (below >> first) & 7
+    return upper | (middle << 3) | (lower << 6)
+
+
+@triton.jit
+def unite(first, second):
+    """Return `first | second` of words that share no bit, computed once per cell.
+
+    Without the reduction the compiler would repeat everything that leads to a status word in
+    each layout that tests its bits, four to eight threads a cell; it cannot look through a sum
+    over rows, so it moves this one word between the layouts instead.
+    """
+    return tl.sum(tl.trans(tl.join(first, second)), axis=0)
+
+
+@triton.jit
+def has(word, BIT: tl.constexpr):
+    """Test bit `BIT` of each word."""
+    return ((word >> BIT) & 1) != 0
 
 
 @triton.jit
@@ -95,8 +135,8 @@ def alive_rows(flags_ptr, offsets, pitch, inside_above, inside_here, inside_belo
         position: `[CELLS]` bit of each cell in its word.
 
     Returns:
-        Words of living cells in the rows above, at and below each cell, and `[CELLS]` bool,
-        whether the cell is alive before the step.
+        `[CELLS]` int32: the living cells of each neighbourhood as in `around`, and bit `PRE`
+        where the cell is alive before the step.
     """
     updated_0, _ = load_flags(flags_ptr, offsets, -2 * pitch)
     updated_1, kept_1 = load_flags(flags_ptr, offsets, -pitch)
@@ -107,29 +147,28 @@ def alive_rows(flags_ptr, offsets, pitch, inside_above, inside_here, inside_belo
     here = dilate(updated_1, updated_2, updated_3) & inside_here
     below = dilate(updated_2, updated_3, updated_4) & inside_below
     pre = dilate(above & kept_1, here & kept_2, below & kept_3)
-    return above, here, below, has(pre, position) & has(inside_here, position)
+    pre = (pre & inside_here) >> position
+    return around(above, here, below, position) | ((pre & 1) << PRE)
 
 
 @triton.jit
-def store_flags(flags_ptr, offset, pitch, run, runs, updated, kept, HEIGHT: tl.constexpr):
+def store_flags(flags_ptr, offset, pitch, run, runs, found, HEIGHT: tl.constexpr):
     """Store the flags of a tile, each byte in its own word and in the words beside it.
 
     Args:
         flags_ptr: pointer to pairs of words, int64.
-        offset: offset of the word of the tile's first row.
-        pitch: words from row to row.
+        offset: offset of the pair of words of the tile's first row.
+        pitch: pairs from row to row.
         run: number of the tile's run within a row.
         runs: runs in a row.
-        updated: `[HEIGHT * 8]` bool.
-        kept: `[HEIGHT * 8]` bool.
+        found: `[HEIGHT * 8]` int32, bit 0 is the flag `updated`, bit `PRE` the flag `kept`.
         HEIGHT: rows of the tile.
     """
-    bit = tl.arange(0, HEIGHT * RUN) % RUN
-    bits = (updated.to(tl.int32) << bit) | (kept.to(tl.int32) << (bit + RUN))
-    bytes_ = tl.sum(tl.reshape(bits, (HEIGHT, RUN)), axis=1)
+    found = found << (tl.arange(0, HEIGHT * RUN) % RUN)
+    bytes_ = tl.sum(tl.reshape(found, (HEIGHT, RUN)), axis=1)
     own = flags_ptr.to(tl.pointer_type(tl.uint8)) + (offset + tl.arange(0, HEIGHT) * pitch) * 8
     for part in tl.static_range(2):
-        value = (bytes_ >> (part * RUN)).to(tl.uint8)
+        value = (bytes_ >> (part * PRE)).to(tl.uint8)
         tl.store(own + (4 * part + 1), value)
         tl.store(own + (4 * part + 8), value, mask=run + 1 < runs)
         tl.store(own + (4 * part - 6), value, mask=run > 0)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .alive import OWN, RUN, dilate, has, load_flags, rows_inside
+from .alive import OWN, RUN, dilate, load_flags
 from .launch import count_tiles, flag_rows, launch
 from .perceive import perceive_grad
 from .tile import cells_of, first_cell, first_word, locate
@@ -40,7 +40,7 @@ def _finish_forward_kernel(
     above, _ = load_flags(flags_ptr + word, row * runs, -runs)
     here, _ = load_flags(flags_ptr + word, row * runs, 0)
     below, _ = load_flags(flags_ptr + word, row * runs, runs)
-    alive = has(dilate(above, here, below), column + OWN) & inside
+    alive = ((dilate(above, here, below) >> (column + OWN)) & 1 != 0) & inside
 
     local = row * width + column
     cell = slot * batch * plane + first_cell(grid, y0, x0, height, width)
@@ -95,26 +95,19 @@ def _finish_backward_kernel(
     row, column = cells_of(HEIGHT)
     channel = tl.arange(0, PADDED)
     both = tl.arange(0, 2 * PADDED)
-    cells: tl.constexpr = HEIGHT * RUN
-    above, here, below = rows_inside(y0 + row, x0, height, width)
-    inside = has(here, column + OWN)
+    inside = (y0 + row < height) & (x0 + column < width)
 
     plane = height.to(tl.int64) * width
     local = row * width + column
     cell = slot * batch * plane + first_cell(grid, y0, x0, height, width)
     offsets = local[:, None] * PADDED + channel[None, :]
     grad = tl.load(passed_ptr + cell * PADDED + offsets, mask=inside[:, None], other=0.0)
-    grad += perceive_grad(
-        pairs_ptr + cell * (2 * PADDED),
-        local[:, None] * (2 * PADDED) + both[None, :],
-        width * (2 * PADDED),
-        above,
-        here,
-        below,
-        column + OWN,
-        cells,
-        PADDED,
-    )
+    grid_pairs = (height + 2).to(tl.int64) * (width + 2)
+    pair = slot * batch * grid_pairs + first_cell(grid, y0 + 1, x0 + 1, height + 2, width + 2)
+    pair_local = row * (width + 2) + column
+    pair_offsets = pair_local[:, None] * (2 * PADDED) + both[None, :]
+    pitch = (width + 2) * (2 * PADDED)
+    grad += perceive_grad(pairs_ptr + pair * (2 * PADDED) + pair_offsets, pitch, PADDED)
     corner = grid * CHANNELS * plane + y0 * width + x0
     tl.store(
         grad_state_ptr + corner + local[:, None] + channel[None, :] * plane,

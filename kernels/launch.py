@@ -11,6 +11,7 @@ from torch import Tensor
 RUN_CELLS = 8
 FLAG_MARGIN = 2
 TILE_ROWS = 16  # the tallest tile; planes of flags have room for whole tiles
+OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
 INTERPRETED_PROGRAMS = 2  # more than one, so that the loop over tiles is exercised
 
 
@@ -57,11 +58,11 @@ def choose_launch(direction: str, channels: int, hidden: int, dtype: torch.dtype
     Returns:
         The configuration.
     """
-    small = dtype != torch.float32
+    half = dtype != torch.float32
     if direction == "forward":
-        height, warps, resident = (8, 4, 2) if small else (4, 4, 2)
+        height, warps, resident = (16, 4, 2) if half else (4, 4, 2)
     else:
-        height, warps, resident = (16, 8, 1) if small else (4, 8, 1)
+        height, warps, resident = (16, 8, 1) if half else (4, 4, 1)
     programs = resident * processors if processors else INTERPRETED_PROGRAMS
     return LaunchConfig(height, warps, programs)
 
@@ -82,6 +83,15 @@ def flag_rows(height: int) -> int:
 def flag_runs(width: int) -> int:
     """Return the runs of eight cells in a row of flags."""
     return -(-width // RUN_CELLS)
+
+
+def pair_cells(batch: int, height: int, width: int) -> int:
+    """Return the cells of two planes of pairs.
+
+    Each grid has a margin of one cell. A tile that sticks out of the last grid reads past it, and
+    makes nothing of what it reads.
+    """
+    return (2 * batch * (height + 2) + TILE_ROWS) * (width + 2) + RUN_CELLS
 
 
 def count_tiles(batch: int, height: int, width: int, tile_height: int) -> int:
@@ -129,7 +139,7 @@ def launch(
         compiled = _compiled.get(key)
         if compiled is None:
             compiled = kernel[(programs,)](
-                *tensors, *scalars, *constants, num_warps=num_warps, num_stages=1
+                *tensors, *scalars, *constants, num_warps=num_warps, **OPTIONS
             )
             if compiled is not None:
                 _compiled[key] = compiled

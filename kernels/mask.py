@@ -5,6 +5,22 @@ import triton.language as tl
 
 
 @triton.jit
+def _philox(low, high, step_low, step_high, seed):
+    """Compute Philox 4x32-10; each product of 32-bit words is one 64-bit multiplication."""
+    key_0, key_1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    word_0, word_1, word_2, word_3 = low, high, step_low, step_high
+    for _ in tl.static_range(10):
+        product_0 = word_0.to(tl.uint64) * 0xD2511F53
+        product_1 = word_2.to(tl.uint64) * 0xCD9E8D57
+        word_0 = (product_1 >> 32).to(tl.uint32) ^ word_1 ^ key_0
+        word_2 = (product_0 >> 32).to(tl.uint32) ^ word_3 ^ key_1
+        word_1, word_3 = product_1.to(tl.uint32), product_0.to(tl.uint32)
+        key_0 = tl.add(key_0, 0x9E3779B9, sanitize_overflow=False)
+        key_1 = tl.add(key_1, 0xBB67AE85, sanitize_overflow=False)
+    return word_0, word_1, word_2, word_3
+
+
+@triton.jit
 def draw_update(cell, seed, step, limit):
     """Decide which cells update (equation 4).
 
@@ -24,7 +40,9 @@ def draw_update(cell, seed, step, limit):
     high = (cell >> 34).to(tl.uint32)
     step_low = tl.zeros_like(low) + step.to(tl.uint32)
     step_high = tl.zeros_like(low) + (step >> 32).to(tl.uint32)
-    word_0, word_1, word_2, word_3 = tl.philox(seed, low, high, step_low, step_high)
+    word_0, word_1, word_2, word_3 = _philox(
+        low, high, step_low, step_high, seed
+    )
     number = cell.to(tl.int32) & 3
     first = tl.where(number == 0, word_0, word_1)
     second = tl.where(number == 2, word_2, word_3)

@@ -13,97 +13,65 @@ from .alive import has
 
 
 @triton.jit
-def _neighbour(plane_ptr, offsets, word, position):
-    """Load the cells at `offsets` whose bit in `word` is set; zero elsewhere."""
-    return tl.load(plane_ptr + offsets, mask=has(word, position)[:, None], other=0.0)
+def _neighbour(pointers, status, BIT: tl.constexpr):
+    """Load the neighbours whose bit in `status` is set; zero for the others."""
+    return tl.load(pointers, mask=has(status, BIT), other=0.0)
 
 
 @triton.jit
-def perceive(state_ptr, offsets, pitch, above, here, below, position, CHANNELS: tl.constexpr):
+def perceive(pointers, pitch, status, CHANNELS: tl.constexpr):
     """Apply identity, 8 Sobel-x and 8 Sobel-y to every channel (equation 1).
 
     Args:
-        state_ptr: a stored state, `[cells, CHANNELS]` float32.
-        offsets: `[CELLS, CHANNELS]` offset of each element.
+        pointers: `[CELLS, CHANNELS]` pointers to a tile of a stored state, float32.
         pitch: distance from row to row, in elements.
-        above: `[CELLS]` word of the living cells in the row above.
-        here: the same for the cell's own row.
-        below: the same for the row below.
-        position: `[CELLS]` bit of each cell in its word.
-        CHANNELS: padded channels.
+        status: `[CELLS, CHANNELS]` int32, bits 0 to 8 the living cells of the neighbourhood
+            (`around`).
+        CHANNELS: padded channels, the distance from cell to cell.
 
     Returns:
         Three `[CELLS, CHANNELS]` float32 tensors.
     """
-    top, bottom = offsets - pitch, offsets + pitch
-    left, right = position - 1, position + 1
-    center = _neighbour(state_ptr, offsets, here, position)
-    top_left = _neighbour(state_ptr, top - CHANNELS, above, left)
-    bottom_right = _neighbour(state_ptr, bottom + CHANNELS, below, right)
-    falling = bottom_right - top_left
-    top_right = _neighbour(state_ptr, top + CHANNELS, above, right)
-    bottom_left = _neighbour(state_ptr, bottom - CHANNELS, below, left)
-    rising = top_right - bottom_left
-    across = _neighbour(state_ptr, offsets + CHANNELS, here, right)
-    across -= _neighbour(state_ptr, offsets - CHANNELS, here, left)
-    down = _neighbour(state_ptr, bottom, below, position)
-    down -= _neighbour(state_ptr, top, above, position)
+    top, bottom = pointers - pitch, pointers + pitch
+    center = _neighbour(pointers, status, 4)
+    falling = _neighbour(bottom + CHANNELS, status, 8) - _neighbour(top - CHANNELS, status, 0)
+    rising = _neighbour(top + CHANNELS, status, 2) - _neighbour(bottom - CHANNELS, status, 6)
+    across = _neighbour(pointers + CHANNELS, status, 5)
+    across -= _neighbour(pointers - CHANNELS, status, 3)
+    down = _neighbour(bottom, status, 7) - _neighbour(top, status, 1)
     return center, falling + rising + 2 * across, falling - rising + 2 * down
 
 
 @triton.jit
-def _pair(plane_ptr, offsets, word, position, CELLS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Load the pairs at `offsets`, zero outside of the grid, as two float32 tensors."""
-    pair = _neighbour(plane_ptr, offsets, word, position)
-    return tl.split(tl.reshape(pair.to(tl.float32), (CELLS, CHANNELS, 2)))
+def _split_pairs(pairs):
+    """Take pairs apart, in float32."""
+    return tl.split(tl.reshape(pairs.to(tl.float32), (pairs.shape[0], pairs.shape[1] // 2, 2)))
 
 
 @triton.jit
-def perceive_grad(
-    pair_ptr,
-    offsets,
-    pitch,
-    above,
-    here,
-    below,
-    position,
-    CELLS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
+def perceive_grad(pointers, pitch, CHANNELS: tl.constexpr):
     """Apply the transposed filters: minus 8 Sobel-x of pₓ, minus 8 Sobel-y of p_y (equation 12).
 
-    Sobel filters are odd, so their transpose is their negative and a gather again.
+    Sobel filters are odd, so their transpose is their negative and a gather again. Differences
+    are taken in the type of the pairs, which is the rounding of one more operand.
 
     Args:
-        pair_ptr: gradients of the Sobel features, `[cells, CHANNELS, 2]`, x and y interleaved.
-        offsets: `[CELLS, 2 * CHANNELS]` offset of each element.
+        pointers: `[CELLS, 2 * CHANNELS]` pointers to a tile of the gradients of the Sobel
+            features, x and y interleaved, in planes with a margin of zeros.
         pitch: distance from row to row, in elements.
-        above: `[CELLS]` word of the cells of the row above that lie in the grid.
-        here: the same for the cell's own row.
-        below: the same for the row below.
-        position: `[CELLS]` bit of each cell in its word.
-        CELLS: cells of the tile.
         CHANNELS: padded channels.
 
     Returns:
         `[CELLS, CHANNELS]` float32.
     """
-    top, bottom = offsets - pitch, offsets + pitch
-    left, right = position - 1, position + 1
-    step = 2 * CHANNELS
-    x, y = _pair(pair_ptr, top - step, above, left, CELLS, CHANNELS)
-    received = x + y
-    x, y = _pair(pair_ptr, top + step, above, right, CELLS, CHANNELS)
-    received += y - x
-    x, y = _pair(pair_ptr, bottom - step, below, left, CELLS, CHANNELS)
-    received += x - y
-    x, y = _pair(pair_ptr, bottom + step, below, right, CELLS, CHANNELS)
-    received -= x + y
-    x, _ = _pair(pair_ptr, offsets - step, here, left, CELLS, CHANNELS)
-    x_right, _ = _pair(pair_ptr, offsets + step, here, right, CELLS, CHANNELS)
-    _, y = _pair(pair_ptr, top, above, position, CELLS, CHANNELS)
-    _, y_bottom = _pair(pair_ptr, bottom, below, position, CELLS, CHANNELS)
-    return received + 2 * ((x - x_right) + (y - y_bottom))
+    top, bottom = pointers - pitch, pointers + pitch
+    cell: tl.constexpr = 2 * CHANNELS
+    falling_x, falling_y = _split_pairs(tl.load(top - cell) - tl.load(bottom + cell))
+    rising_x, rising_y = _split_pairs(tl.load(top + cell) - tl.load(bottom - cell))
+    across_x, across_y = _split_pairs(tl.load(pointers - cell) - tl.load(pointers + cell))
+    down_x, down_y = _split_pairs(tl.load(top) - tl.load(bottom))
+    corners = (falling_x + falling_y) + (rising_y - rising_x)
+    return corners + 2 * (across_x + down_y)
 
 
 @triton.jit

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .alive import RUN, store_flags
+from .alive import PRE, RUN, store_flags
 from .launch import count_tiles, flag_rows, launch
 from .tile import cells_of, first_cell, first_word, locate
 
@@ -13,7 +13,7 @@ TILE_HEIGHT = 8
 
 
 @triton.jit(do_not_specialize=["batch", "height", "width", "flag_pitch"])
-def _start_kernel(
+def _start_forward_kernel(
     state_ptr,
     states_ptr,
     flags_ptr,
@@ -52,10 +52,12 @@ def _start_kernel(
     tl.store(states_ptr + cell * PADDED + offsets, state, mask=inside[:, None])
     alpha = tl.sum(tl.where(channel[None, :] == ALPHA, state, 0.0), axis=1)
     word = first_word(grid, y0, run, flag_pitch, runs)
-    store_flags(flags_ptr, word, runs, run, runs, inside, (alpha > threshold) & inside, HEIGHT)
+    kept = inside & (alpha > threshold)
+    found = inside.to(tl.int32) | (kept.to(tl.int32) << PRE)
+    store_flags(flags_ptr, word, runs, run, runs, found, HEIGHT)
 
 
-def start(state: Tensor, states: Tensor, flags: Tensor, threshold: float) -> None:
+def start_forward(state: Tensor, states: Tensor, flags: Tensor, threshold: float) -> None:
     """Store a state in slot 0 of a trajectory.
 
     Args:
@@ -66,7 +68,7 @@ def start(state: Tensor, states: Tensor, flags: Tensor, threshold: float) -> Non
     """
     batch, channels, height, width = state.shape
     launch(
-        _start_kernel,
+        _start_forward_kernel,
         count_tiles(batch, height, width, TILE_HEIGHT),
         (state, states, flags),
         (batch, height, width, flag_rows(height), threshold),

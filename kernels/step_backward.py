@@ -4,7 +4,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .alive import OWN, RUN, alive_rows, dilate, has, load_flags, rows_inside
+from .alive import (
+    INSIDE,
+    OWN,
+    PRE,
+    RUN,
+    UPDATE,
+    alive_rows,
+    dilate,
+    has,
+    load_flags,
+    rows_inside,
+    unite,
+)
 from .launch import LaunchConfig, Rule, count_tiles, launch
 from .mask import draw_update
 from .perceive import join_features, perceive, perceive_grad, split_features
@@ -57,8 +69,9 @@ def _step_backward_kernel(
     target_flags_ptr = source_flags_ptr + slot_words
     passed_in_ptr = passed_ptr + (1 - parity) * slot_cells * CHANNELS
     passed_out_ptr = passed_ptr + parity * slot_cells * CHANNELS
-    pairs_in_ptr = pairs_ptr + (1 - parity) * slot_cells * (2 * CHANNELS)
-    pairs_out_ptr = pairs_ptr + parity * slot_cells * (2 * CHANNELS)
+    slot_pairs = batch.to(tl.int64) * (height + 2) * (width + 2)
+    pairs_in_ptr = pairs_ptr + (1 - parity) * slot_pairs * (2 * CHANNELS)
+    pairs_out_ptr = pairs_ptr + parity * slot_pairs * (2 * CHANNELS)
     seed = tl.load(counter_ptr)
     step_number = tl.load(counter_ptr + 1) + step
 
@@ -66,37 +79,32 @@ def _step_backward_kernel(
     unit = tl.arange(0, HIDDEN)
     channel = tl.arange(0, CHANNELS)
     both = tl.arange(0, 2 * CHANNELS)
-    offsets1 = feature[:, None] * HIDDEN + unit[None, :]
-    offsets2 = unit[:, None] * CHANNELS + channel[None, :]
-    weight1 = tl.load(weight1_ptr + offsets1)
-    weight2 = tl.load(weight2_ptr + offsets2)
-    program, programs = tl.program_id(0), tl.num_programs(0)
-    size: tl.constexpr = (features + CHANNELS) * HIDDEN + CHANNELS
-    partial1_ptr = partials_ptr + program.to(tl.int64) * size
-    partial2_ptr = partial1_ptr + features * HIDDEN
-    partial_bias2_ptr = partial2_ptr + HIDDEN * CHANNELS
-    grad1 = tl.load(partial1_ptr + offsets1)
-    grad2 = tl.load(partial2_ptr + offsets2)
+    weight1 = tl.load(weight1_ptr + feature[:, None] * HIDDEN + unit[None, :])
+    weight2 = tl.load(weight2_ptr + unit[:, None] * CHANNELS + channel[None, :])
+    grad1 = tl.zeros((HIDDEN, features), tl.float32)
+    grad2 = tl.zeros((HIDDEN, CHANNELS), tl.float32)
     grad_bias2 = tl.zeros((cells, CHANNELS), tl.float32)
 
     row, column = cells_of(HEIGHT)
     position = column + OWN
     local = row * width + column
     offsets = local[:, None] * CHANNELS + channel[None, :]
-    pair_offsets = local[:, None] * (2 * CHANNELS) + both[None, :]
+    pair_local = row * (width + 2) + column
+    pair_offsets = pair_local[:, None] * (2 * CHANNELS) + both[None, :]
 
+    program, programs = tl.program_id(0), tl.num_programs(0)
     grid, strip, run = locate(program, runs, strips)
     step_grid, step_strip, step_run = locate(programs, runs, strips)
-    for _ in range(program, batch * strips * runs, programs):
+    for _ in tl.range(program, batch * strips * runs, programs, disable_licm=True):
         y0, x0 = strip * HEIGHT, run * RUN
         cell = first_cell(grid, y0, x0, height, width)
         word = first_word(grid, y0, run, flag_rows, runs)
-        inside_above, inside_here, inside_below = rows_inside(y0 + row, x0, height, width)
-        inside = has(inside_here, position)
-        passed_target_ptr = passed_out_ptr + cell * CHANNELS + offsets
-        pair_target_ptr = pairs_out_ptr + cell * (2 * CHANNELS) + pair_offsets
+        passed_target_ptr = passed_out_ptr + cell * CHANNELS
+        pair_cell = first_cell(grid, y0 + 1, x0 + 1, height + 2, width + 2)
+        pair_target_ptr = pairs_out_ptr + pair_cell * (2 * CHANNELS)
         if any_kept(source_flags_ptr, word, runs, HEIGHT):
-            above, here, below, pre = alive_rows(
+            inside_above, inside_here, inside_below = rows_inside(y0 + row, x0, height, width)
+            status = alive_rows(
                 source_flags_ptr + word,
                 row * runs,
                 runs,
@@ -108,66 +116,69 @@ def _step_backward_kernel(
             after_above = load_flags(target_flags_ptr + word, row * runs, -runs)[0]
             after_here = load_flags(target_flags_ptr + word, row * runs, 0)[0]
             after_below = load_flags(target_flags_ptr + word, row * runs, runs)[0]
-            alive = has(dilate(after_above, after_here, after_below), position) & pre
-
-            grad = tl.load(
-                passed_in_ptr + cell * CHANNELS + offsets, mask=alive[:, None], other=0.0
-            )
-            received = perceive_grad(
-                pairs_in_ptr + cell * (2 * CHANNELS),
-                pair_offsets,
-                width * (2 * CHANNELS),
-                inside_above,
-                inside_here,
-                inside_below,
-                position,
-                cells,
-                CHANNELS,
-            )
-            grad += tl.where(alive[:, None], received, 0.0)
-            grad_delta = grad
+            post = dilate(after_above, after_here, after_below) >> position
+            status &= ~(((post & 1) ^ 1) << PRE)
+            status |= ((inside_here >> position) & 1) << INSIDE
+            drawn = tl.zeros((cells,), tl.int32)
             if RANDOM:
                 update = draw_update(cell + local, seed, step_number, update_limit)
-                grad_delta = tl.where(update[:, None], grad, 0.0)
+                drawn = update.to(tl.int32) << UPDATE
+            status = unite(status, drawn)
 
-            identity, sobel_x, sobel_y = perceive(
-                source_ptr + cell * CHANNELS,
-                offsets,
-                width * CHANNELS,
-                above,
-                here,
-                below,
-                position,
+            pair_status = tl.broadcast_to(status[:, None], (cells, 2 * CHANNELS))
+            status = tl.broadcast_to(status[:, None], (cells, CHANNELS))
+            alive = has(status, PRE)
+            grad = tl.load(passed_in_ptr + cell * CHANNELS + offsets, mask=alive, other=0.0)
+            received = perceive_grad(
+                pairs_in_ptr + pair_cell * (2 * CHANNELS) + pair_offsets,
+                (width + 2) * (2 * CHANNELS),
                 CHANNELS,
             )
+            grad += tl.where(alive, received, 0.0)
+            grad_delta = grad
+            if RANDOM:
+                grad_delta = tl.where(has(status, UPDATE), grad, 0.0)
+
+            identity, sobel_x, sobel_y = perceive(
+                source_ptr + cell * CHANNELS + offsets, width * CHANNELS, status, CHANNELS
+            )
             perceived = join_features(identity, sobel_x, sobel_y, dtype)
-            hidden = tl.dot(perceived, weight1, input_precision="ieee")
-            hidden = tl.maximum(hidden.to(dtype), 0)
             grad_bias2 += grad_delta
             grad_delta = grad_delta.to(dtype)
-            grad_hidden = tl.dot(grad_delta, tl.trans(weight2), input_precision="ieee")
-            grad_hidden = tl.where(hidden > 0, grad_hidden.to(dtype), 0)
-            grad2 = tl.dot(tl.trans(hidden), grad_delta, grad2, input_precision="ieee")
-            grad1 = tl.dot(tl.trans(perceived), grad_hidden, grad1, input_precision="ieee")
-            grad_perceived = tl.dot(grad_hidden, tl.trans(weight1), input_precision="ieee")
+            grad_hidden = tl.dot(weight2, tl.trans(grad_delta), input_precision="ieee")
+            hidden = tl.dot(tl.trans(weight1), tl.trans(perceived), input_precision="ieee")
+            grad_hidden = tl.where(hidden > 0, grad_hidden, 0.0).to(dtype)
+            hidden = tl.maximum(hidden.to(dtype), 0).to(dtype)
+            grad2 = tl.dot(hidden, grad_delta, grad2, input_precision="ieee")
+            grad1 = tl.dot(grad_hidden, perceived, grad1, input_precision="ieee")
+            grad_perceived = tl.trans(tl.dot(weight1, grad_hidden, input_precision="ieee"))
             grad_identity, grad_x, grad_y = split_features(grad_perceived, cells, CHANNELS)
-            tl.store(passed_target_ptr, grad + grad_identity, mask=inside[:, None])
+            passed = grad + grad_identity
+            tl.store(passed_target_ptr + offsets, passed, mask=has(status, INSIDE))
             pair = tl.join(grad_x.to(dtype), grad_y.to(dtype))
             pair = tl.reshape(pair, (cells, 2 * CHANNELS))
-            tl.store(pair_target_ptr, pair, mask=inside[:, None])
+            tl.store(pair_target_ptr + pair_offsets, pair, mask=has(pair_status, INSIDE))
         else:
+            inside = ((row < height - y0) & (column < width - x0))[:, None]
             zeros = tl.zeros((cells, CHANNELS), tl.float32)
-            tl.store(passed_target_ptr, zeros, mask=inside[:, None])
+            tl.store(passed_target_ptr + offsets, zeros, mask=inside)
             zeros = tl.zeros((cells, 2 * CHANNELS), dtype)
-            tl.store(pair_target_ptr, zeros, mask=inside[:, None])
+            tl.store(pair_target_ptr + pair_offsets, zeros, mask=inside)
         grid, strip, run = advance(
             grid, strip, run, step_grid, step_strip, step_run, runs, strips
         )
 
-    tl.store(partial1_ptr + offsets1, grad1)
-    tl.store(partial2_ptr + offsets2, grad2)
-    total = tl.load(partial_bias2_ptr + channel) + tl.sum(grad_bias2, axis=0)
-    tl.store(partial_bias2_ptr + channel, total)
+    # Pointers that lived through the loop would cost it registers.
+    size: tl.constexpr = (features + CHANNELS) * HIDDEN + CHANNELS
+    partial_ptr = partials_ptr + program.to(tl.int64) * size
+    partial1_ptr = partial_ptr + unit[:, None] + feature[None, :] * HIDDEN
+    tl.store(partial1_ptr, tl.load(partial1_ptr) + grad1)
+    partial_ptr += features * HIDDEN
+    partial2_ptr = partial_ptr + unit[:, None] * CHANNELS + channel[None, :]
+    tl.store(partial2_ptr, tl.load(partial2_ptr) + grad2)
+    partial_ptr += HIDDEN * CHANNELS
+    partial_bias2_ptr = partial_ptr + channel
+    tl.store(partial_bias2_ptr, tl.load(partial_bias2_ptr) + tl.sum(grad_bias2, axis=0))
 
 
 def step_backward(

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .alive import OWN, RUN, alive_rows, rows_inside, store_flags
+from .alive import INSIDE, OWN, PRE, RUN, UPDATE, alive_rows, has, rows_inside, store_flags, unite
 from .launch import LaunchConfig, Rule, count_tiles, launch
 from .mask import draw_update
 from .perceive import join_features, perceive
@@ -62,8 +62,8 @@ def _step_forward_kernel(
     step_number = tl.load(counter_ptr + 1) + step
 
     feature = tl.arange(0, features)
-    unit = tl.arange(0, HIDDEN)
     channel = tl.arange(0, CHANNELS)
+    unit = tl.arange(0, HIDDEN)
     weight1 = tl.load(weight1_ptr + feature[:, None] * HIDDEN + unit[None, :])
     weight2 = tl.load(weight2_ptr + unit[:, None] * CHANNELS + channel[None, :])
     bias2 = tl.load(bias2_ptr + channel)
@@ -75,15 +75,14 @@ def _step_forward_kernel(
     program, programs = tl.program_id(0), tl.num_programs(0)
     grid, strip, run = locate(program, runs, strips)
     step_grid, step_strip, step_run = locate(programs, runs, strips)
-    for _ in range(program, batch * strips * runs, programs):
+    for _ in tl.range(program, batch * strips * runs, programs, disable_licm=True):
         y0, x0 = strip * HEIGHT, run * RUN
         cell = first_cell(grid, y0, x0, height, width)
         word = first_word(grid, y0, run, flag_rows, runs)
-        inside_above, inside_here, inside_below = rows_inside(y0 + row, x0, height, width)
-        inside = ((inside_here >> position) & 1) != 0
-        out_ptr = target_ptr + cell * CHANNELS + offsets
+        out_ptr = target_ptr + cell * CHANNELS
         if any_kept(source_flags_ptr, word, runs, HEIGHT):
-            above, here, below, pre = alive_rows(
+            inside_above, inside_here, inside_below = rows_inside(y0 + row, x0, height, width)
+            status = alive_rows(
                 source_flags_ptr + word,
                 row * runs,
                 runs,
@@ -92,35 +91,33 @@ def _step_forward_kernel(
                 inside_below,
                 position,
             )
+            status |= ((inside_here >> position) & 1) << INSIDE
+            drawn = tl.zeros((cells,), tl.int32)
+            if RANDOM:
+                update = draw_update(cell + local, seed, step_number, update_limit)
+                drawn = update.to(tl.int32) << UPDATE
+            status = unite(status, drawn)
+            status = tl.broadcast_to(status[:, None], (cells, CHANNELS))
             identity, sobel_x, sobel_y = perceive(
-                source_ptr + cell * CHANNELS,
-                offsets,
-                width * CHANNELS,
-                above,
-                here,
-                below,
-                position,
-                CHANNELS,
+                source_ptr + cell * CHANNELS + offsets, width * CHANNELS, status, CHANNELS
             )
             perceived = join_features(identity, sobel_x, sobel_y, dtype)
             hidden = tl.dot(perceived, weight1, input_precision="ieee")
-            hidden = tl.maximum(hidden.to(dtype), 0)
+            hidden = tl.maximum(hidden.to(dtype), 0).to(dtype)
             delta = tl.dot(hidden, weight2, input_precision="ieee") + bias2[None, :]
             if RANDOM:
-                update = draw_update(cell + local, seed, step_number, update_limit)
-                delta = tl.where(update[:, None], delta, 0.0)
+                delta = tl.where(has(status, UPDATE), delta, 0.0)
             updated = identity + delta
-            alpha = tl.sum(tl.where(channel[None, :] == ALPHA, updated, 0.0), axis=1)
-            visible = (alpha > threshold) & inside
-            tl.store(out_ptr, tl.where(pre[:, None], updated, 0.0), mask=inside[:, None])
-            store_flags(
-                target_flags_ptr, word, runs, run, runs, visible, visible & pre, HEIGHT
-            )
+            stored = tl.where(has(status, PRE), updated, 0.0)
+            tl.store(out_ptr + offsets, stored, mask=has(status, INSIDE))
+            visible = has(status, INSIDE) & (channel == ALPHA)[None, :] & (updated > threshold)
+            found = tl.where(visible, 1 | (has(status, PRE).to(tl.int32) << PRE), 0)
+            store_flags(target_flags_ptr, word, runs, run, runs, tl.sum(found, axis=1), HEIGHT)
         else:
             zeros = tl.zeros((cells, CHANNELS), tl.float32)
-            tl.store(out_ptr, zeros, mask=inside[:, None])
-            nothing = tl.zeros((cells,), tl.int32) != 0
-            store_flags(target_flags_ptr, word, runs, run, runs, nothing, nothing, HEIGHT)
+            inside = (row < height - y0) & (column < width - x0)
+            tl.store(out_ptr + offsets, zeros, mask=inside[:, None])
+            store_flags(target_flags_ptr, word, runs, run, runs, row * 0, HEIGHT)
         grid, strip, run = advance(
             grid, strip, run, step_grid, step_strip, step_run, runs, strips
         )

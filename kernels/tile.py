@@ -56,8 +56,7 @@ def any_kept(flags_ptr, word, runs, HEIGHT: tl.constexpr):
     zero and its flags keep no cell alive, so a step may skip it and stay exact.
     """
     row = tl.arange(0, 4 * HEIGHT)
-    words = tl.load(
-        flags_ptr + word + (row - MARGIN) * runs, mask=row < HEIGHT + 2 * MARGIN, other=0
-    )
+    pair_ptr = flags_ptr + word + (row - MARGIN) * runs
+    pair = tl.load(pair_ptr, mask=row < HEIGHT + 2 * MARGIN, other=0)
     reach: tl.constexpr = 0x3FFC0  # two cells on either side of the word's own run
-    return tl.max((words >> 32).to(tl.int32) & reach, axis=0) != 0
+    return tl.max((pair >> 32).to(tl.int32) & reach, axis=0) != 0

@@ -17,9 +17,10 @@ from fastnca.kernels import (
     flag_runs,
     pack_weights,
     padded_channels,
+    pair_cells,
     partial_size,
     processors,
-    start,
+    start_forward,
     step_backward,
     step_forward,
     unpack_gradients,
@@ -99,7 +100,7 @@ def run_forward(
     weights = pack_weights(*parameters, OPERAND_DTYPES[plan.precision])
     states, flags = allocate(state, count_slots(plan.steps, plan.checkpoint_every, keep))
     counter = _any_counter(counter, state)
-    start(state.contiguous(), states, flags, plan.rule.threshold)
+    start_forward(state.contiguous(), states, flags, plan.rule.threshold)
     config = _config("forward", states, weights)
     for step in range(plan.steps):
         slots = plan.slot(step, keep), plan.slot(step + 1, keep)
@@ -138,7 +139,7 @@ def run_backward(
     config = _config("backward", states, weights)
     partials = states.new_zeros(config.programs, partial_size(weights))
     passed = states.new_zeros(2, *states.shape[1:])
-    pairs = torch.zeros(*passed.shape, 2, dtype=weights.weight1.dtype, device=grad.device)
+    pairs = weights.weight1.new_zeros(pair_cells(*passed.shape[1:4]), passed.shape[-1], 2)
     passed[plan.steps % 2, ..., :channels] = grad.permute(0, 2, 3, 1) * scale
     for segment in reversed(range(plan.segments)):
         first = segment * plan.checkpoint_every

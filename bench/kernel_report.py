@@ -1,0 +1,219 @@
+"""Compile every kernel for several GPUs, without one, and report what the compiler made of it.
+
+    python -m bench.kernel_report [--json FILE] [--targets sm_80,sm_90,sm_100]
+
+Registers, spills and instruction counts are read from the machine code, disassembled with the
+tools that ship with Triton. They are static evidence, not timings.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastnca.kernels import OPERAND_DTYPES, choose_launch
+from fastnca.kernels.launch import OPTIONS, RUN_CELLS
+
+TARGETS = ("sm_80", "sm_90", "sm_100")
+PROCESSORS = 132  # of an H200; the number of programs does not change the code
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)")
+FLOATS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+INTEGERS = (
+    "slot source target step batch height width flag_rows flag_pitch update_limit".split()
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One specialisation of a kernel.
+
+    Attributes:
+        kernel: name in the report.
+        name: the variant's name in the report.
+        module: the module that holds the kernel.
+        constants: its compile-time constants.
+        operand: type of the MMA operands.
+        num_warps: warps of a program.
+    """
+
+    kernel: str
+    name: str
+    module: str
+    constants: dict[str, Any]
+    operand: torch.dtype
+    num_warps: int
+
+    @property
+    def cells(self) -> int:
+        """Cells of one tile."""
+        return int(self.constants["HEIGHT"]) * RUN_CELLS
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the compiler made of one variant for one target."""
+
+    kernel: str
+    variant: str
+    target: str
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    tensor_core_instructions: int
+    warp_instructions_per_cell: float
+
+
+def variants() -> Iterator[Variant]:
+    """Yield every kernel in the specialisations that are launched."""
+    sizes = [(16, 128, precision) for precision in OPERAND_DTYPES]
+    sizes += [(16, 64, "fp16"), (32, 128, "fp16"), (32, 256, "fp16")]
+    for channels, hidden, precision in sizes:
+        operand = OPERAND_DTYPES[precision]
+        for direction in ("forward", "backward"):
+            config = choose_launch(direction, channels, hidden, operand, PROCESSORS)
+            for random in (True, False):
+                yield Variant(
+                    f"step_{direction}",
+                    f"{precision}-c{channels}-h{hidden}" + ("" if random else "-eval"),
+                    f"step_{direction}",
+                    {
+                        "CHANNELS": channels,
+                        "HIDDEN": hidden,
+                        "RANDOM": random,
+                        "HEIGHT": config.tile_height,
+                    },
+                    operand,
+                    config.num_warps,
+                )
+    tile = {"CHANNELS": 16, "PADDED": 16, "HEIGHT": 8}
+    half = torch.float16
+    yield Variant("start_forward", "c16", "start", tile, half, 4)
+    yield Variant("finish_forward", "c16", "finish", tile, half, 4)
+    yield Variant("finish_backward", "fp16-c16", "finish", tile, half, 4)
+
+
+def compile_variant(variant: Variant, target: str) -> Any:
+    """Compile a variant for `target`, such as "sm_90", and return Triton's compiled kernel."""
+    module = import_module(f"fastnca.kernels.{variant.module}")
+    kernel = getattr(module, f"_{variant.kernel}_kernel")
+    names = kernel.arg_names
+    operand = FLOATS[variant.operand]
+    signature = {name: _type_of(name, variant.constants, operand) for name in names}
+    aligned = [["tt.divisibility", 16]]
+    source = ASTSource(
+        kernel,
+        signature,
+        constexprs={(names.index(name),): value for name, value in variant.constants.items()},
+        attrs={(names.index(n),): aligned for n, kind in signature.items() if kind[0] == "*"},
+    )
+    architecture = GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+    options = {"num_warps": variant.num_warps, **OPTIONS}
+    return triton.compile(source, target=architecture, options=options)
+
+
+def _type_of(name: str, constants: dict[str, Any], operand: str) -> str:
+    """Return the type of a kernel's argument in Triton's notation."""
+    if name in constants:
+        return "constexpr"
+    if name in INTEGERS:
+        return "i32"
+    if name == "threshold":
+        return "fp32"
+    if name in ("flags_ptr", "counter_ptr"):
+        return "*i64"
+    if name in ("weight1_ptr", "weight2_ptr", "pairs_ptr"):
+        return f"*{operand}"
+    return "*fp32"
+
+
+def _run(tool: str, *arguments: str) -> str:
+    """Run one of Triton's binary tools and return what it prints."""
+    command = [str(TOOLS / tool), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def _main_loop(listing: str) -> tuple[list[str], int]:
+    """Return all instructions of a listing, and how many its largest loop has (0: no loop)."""
+    instructions: list[str] = []
+    labels = {}
+    for line in listing.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            instructions.append(instruction[1])
+    longest = 0
+    for index, instruction in enumerate(instructions):
+        jump = re.search(r"\bBRA.*`\((\.L_x_\d+)\)", instruction)
+        if jump and labels[jump[1]] < index:
+            longest = max(longest, index + 1 - labels[jump[1]])
+    return instructions, longest
+
+
+def examine(variant: Variant, target: str) -> Record:
+    """Compile a variant and count its registers, spills and instructions."""
+    compiled = compile_variant(variant, target)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        listing = _run("nvdisasm", "-c", file.name)
+        usage = _run("cuobjdump", "-res-usage", file.name)
+    instructions, loop = _main_loop(listing)
+    resources = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", usage)}
+    return Record(
+        kernel=variant.kernel,
+        variant=variant.name,
+        target=target,
+        registers=resources["REG"],
+        spill_bytes=resources["STACK"] + resources["LOCAL"],
+        shared_bytes=compiled.metadata.shared,
+        tensor_core_instructions=sum(bool(TENSOR_CORE.search(i)) for i in instructions),
+        warp_instructions_per_cell=(loop or len(instructions))
+        * variant.num_warps
+        / variant.cells,
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the report, and write it as JSON if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="file to write the records to")
+    parser.add_argument("--targets", default=",".join(TARGETS), help="comma-separated, as sm_90")
+    options = parser.parse_args(arguments)
+    print(f"Triton {triton.__version__}, tiles with their warps and constants as launched")
+    print(
+        f"{'kernel':16} {'variant':20} {'target':7} {'registers':>9} {'spill B':>8} "
+        f"{'shared B':>9} {'MMA':>4} {'warp instr/cell':>15}"
+    )
+    records = []
+    for variant in variants():
+        for target in options.targets.split(","):
+            record = examine(variant, target)
+            records.append(record)
+            print(
+                f"{record.kernel:16} {record.variant:20} {record.target:7} "
+                f"{record.registers:9} {record.spill_bytes:8} {record.shared_bytes:9} "
+                f"{record.tensor_core_instructions:4} {record.warp_instructions_per_cell:15.1f}",
+                flush=True,
+            )
+    if options.json:
+        rows = [asdict(record) for record in records]
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
