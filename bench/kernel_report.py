@@ -1,6 +1,6 @@
 """Compile every kernel for several GPUs, without one, and report what the compiler made of it.
 
-    python -m bench.kernel_report [--json FILE] [--targets sm_80,sm_90,sm_100]
+    python -m bench.kernel_report [--json FILE] [--targets sm_80,sm_90,sm_100] [--large]
 
 Registers, spills and instruction counts are read from the machine code, disassembled with the
 tools that ship with Triton. They are static evidence, not timings.
@@ -23,11 +23,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fastnca.fused.support import size_reasons
 from fastnca.kernels import OPERAND_DTYPES, choose_launch
 from fastnca.kernels.launch import OPTIONS, RUN_CELLS
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
-PROCESSORS = 132  # of an H200; the number of programs does not change the code
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)")
 FLOATS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -76,14 +76,19 @@ class Record:
     warp_instructions_per_cell: float
 
 
-def variants() -> Iterator[Variant]:
-    """Yield every kernel in the specialisations that are launched."""
+def variants(target: str, large: bool = False) -> Iterator[Variant]:
+    """Yield every kernel in the specialisations that are launched on `target`."""
+    capability = int(target.removeprefix("sm_")) // 10
     sizes = [(16, 128, precision) for precision in OPERAND_DTYPES]
-    sizes += [(16, 64, "fp16"), (32, 128, "fp16"), (32, 256, "fp16")]
+    sizes += [(16, 64, "fp16"), (32, 128, "fp16")]
+    if large:
+        sizes += [(16, 256, "fp16"), (32, 256, "fp16")]
     for channels, hidden, precision in sizes:
         operand = OPERAND_DTYPES[precision]
+        if size_reasons(precision, channels, hidden, capability):
+            continue
         for direction in ("forward", "backward"):
-            config = choose_launch(direction, channels, hidden, operand, PROCESSORS)
+            config = choose_launch(direction, channels, hidden, operand, capability)
             for random in (True, False):
                 yield Variant(
                     f"step_{direction}",
@@ -192,6 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="file to write the records to")
     parser.add_argument("--targets", default=",".join(TARGETS), help="comma-separated, as sm_90")
+    parser.add_argument("--large", action="store_true", help="networks of 256 hidden units too")
     options = parser.parse_args(arguments)
     print(f"Triton {triton.__version__}, tiles with their warps and constants as launched")
     print(
@@ -199,8 +205,8 @@ def main(arguments: list[str] | None = None) -> int:
         f"{'shared B':>9} {'MMA':>4} {'warp instr/cell':>15}"
     )
     records = []
-    for variant in variants():
-        for target in options.targets.split(","):
+    for target in options.targets.split(","):
+        for variant in variants(target, options.large):
             record = examine(variant, target)
             records.append(record)
             print(

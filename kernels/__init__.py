@@ -4,7 +4,7 @@ This package is a leaf: it imports torch, Triton and itself. Equations are in `R
 """
 
 from .finish import finish_backward, finish_forward
-from .launch import LaunchConfig, Rule, choose_launch, flag_rows, flag_runs, pair_cells, processors
+from .launch import LaunchConfig, Rule, choose_launch, device_facts, flag_rows, flag_runs, pair_cells
 from .start import start_forward
 from .step_backward import step_backward
 from .step_forward import step_forward
@@ -24,6 +24,7 @@ __all__ = [
     "Rule",
     "Weights",
     "choose_launch",
+    "device_facts",
     "finish_backward",
     "finish_forward",
     "flag_rows",
@@ -33,7 +34,6 @@ __all__ = [
     "padded_hidden",
     "pair_cells",
     "partial_size",
-    "processors",
     "start_forward",
     "step_backward",
     "step_forward",

@@ -45,34 +45,50 @@ class Rule:
     threshold: float
 
 
-def choose_launch(direction: str, channels: int, hidden: int, dtype: torch.dtype, processors: int) -> LaunchConfig:
+def choose_launch(
+    direction: str,
+    channels: int,
+    hidden: int,
+    dtype: torch.dtype,
+    capability: int = 9,
+    processors: int = 0,
+) -> LaunchConfig:
     """Choose the launch of a step kernel from a fixed table, never by timing.
+
+    Tiles are as tall as the registers allow (`python -m bench.kernel_report`): with `wgmma`, from
+    compute capability 9 on, an MMA of 128 cells by 128 hidden units fits; before that, and with
+    larger weights, half of it; float32 products run without tensor cores, on 32 cells.
 
     Args:
         direction: "forward" or "backward".
         channels: padded channels, 16 or 32.
         hidden: padded hidden units, 16 to 256.
         dtype: type of the MMA operands.
+        capability: major compute capability of the device.
         processors: streaming multiprocessors of the device; 0 in the interpreter.
 
     Returns:
         The configuration.
     """
-    half = dtype != torch.float32
-    if direction == "forward":
-        height, warps, resident = (16, 4, 2) if half else (4, 4, 2)
+    tall = capability >= 9 and channels * hidden <= 16 * 128
+    if dtype == torch.float32:
+        height, warps = (4, 8) if direction == "forward" else (4, 4)
+    elif direction == "forward":
+        height, warps = (16, 4) if tall else (8, 4)
     else:
-        height, warps, resident = (16, 8, 1) if half else (4, 4, 1)
+        height, warps = (16, 8) if tall else (8, 8 if capability >= 9 else 4)
+    resident = 1 if warps == 8 else 2
     programs = resident * processors if processors else INTERPRETED_PROGRAMS
     return LaunchConfig(height, warps, programs)
 
 
 @lru_cache(maxsize=None)
-def processors(device: torch.device) -> int:
-    """Return the streaming multiprocessors of a CUDA device, 0 for any other."""
+def device_facts(device: torch.device) -> tuple[int, int]:
+    """Return major compute capability and multiprocessors of a CUDA device, (9, 0) for others."""
     if device.type != "cuda":
-        return 0
-    return torch.cuda.get_device_properties(device).multi_processor_count
+        return 9, 0
+    properties = torch.cuda.get_device_properties(device)
+    return properties.major, properties.multi_processor_count
 
 
 def flag_rows(height: int) -> int:

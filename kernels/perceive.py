@@ -87,6 +87,15 @@ def join_features(identity, sobel_x, sobel_y, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def rectify(hidden, DTYPE: tl.constexpr):
+    """Apply ReLU and round to `DTYPE`; on packed halves where the type has a packed maximum."""
+    if DTYPE == tl.float16:
+        return tl.maximum(hidden.to(DTYPE), 0)
+    else:
+        return tl.maximum(hidden, 0.0).to(DTYPE)
+
+
+@triton.jit
 def split_features(features, CELLS: tl.constexpr, CHANNELS: tl.constexpr):
     """Take identity, Sobel-x and Sobel-y apart again; the constant feature is dropped."""
     even, odd = tl.split(tl.reshape(features, (CELLS, CHANNELS, 2, 2)))

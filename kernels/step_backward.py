@@ -19,7 +19,7 @@ from .alive import (
 )
 from .launch import LaunchConfig, Rule, count_tiles, launch
 from .mask import draw_update
-from .perceive import join_features, perceive, perceive_grad, split_features
+from .perceive import join_features, perceive, perceive_grad, rectify, split_features
 from .tile import advance, any_kept, cells_of, first_cell, first_word, locate
 from .weights import Weights
 
@@ -148,7 +148,7 @@ def _step_backward_kernel(
             grad_hidden = tl.dot(weight2, tl.trans(grad_delta), input_precision="ieee")
             hidden = tl.dot(tl.trans(weight1), tl.trans(perceived), input_precision="ieee")
             grad_hidden = tl.where(hidden > 0, grad_hidden, 0.0).to(dtype)
-            hidden = tl.maximum(hidden.to(dtype), 0).to(dtype)
+            hidden = rectify(hidden, dtype)
             grad2 = tl.dot(hidden, grad_delta, grad2, input_precision="ieee")
             grad1 = tl.dot(grad_hidden, perceived, grad1, input_precision="ieee")
             grad_perceived = tl.trans(tl.dot(weight1, grad_hidden, input_precision="ieee"))

@@ -7,7 +7,7 @@ from torch import Tensor
 from .alive import INSIDE, OWN, PRE, RUN, UPDATE, alive_rows, has, rows_inside, store_flags, unite
 from .launch import LaunchConfig, Rule, count_tiles, launch
 from .mask import draw_update
-from .perceive import join_features, perceive
+from .perceive import join_features, perceive, rectify
 from .tile import advance, any_kept, cells_of, first_cell, first_word, locate
 from .weights import Weights
 
@@ -103,7 +103,7 @@ def _step_forward_kernel(
             )
             perceived = join_features(identity, sobel_x, sobel_y, dtype)
             hidden = tl.dot(perceived, weight1, input_precision="ieee")
-            hidden = tl.maximum(hidden.to(dtype), 0).to(dtype)
+            hidden = rectify(hidden, dtype)
             delta = tl.dot(hidden, weight2, input_precision="ieee") + bias2[None, :]
             if RANDOM:
                 delta = tl.where(has(status, UPDATE), delta, 0.0)

@@ -11,6 +11,7 @@ from fastnca.kernels import (
     Rule,
     Weights,
     choose_launch,
+    device_facts,
     finish_backward,
     finish_forward,
     flag_rows,
@@ -19,7 +20,6 @@ from fastnca.kernels import (
     padded_channels,
     pair_cells,
     partial_size,
-    processors,
     start_forward,
     step_backward,
     step_forward,
@@ -204,10 +204,9 @@ def _any_counter(counter: Tensor | None, state: Tensor) -> Tensor:
 
 
 def _config(direction: str, states: Tensor, weights: Weights) -> LaunchConfig:
-    hidden = weights.weight1.shape[1]
-    return choose_launch(
-        direction, states.shape[-1], hidden, weights.weight1.dtype, processors(states.device)
-    )
+    hidden, dtype = weights.weight1.shape[1], weights.weight1.dtype
+    facts = device_facts(states.device)
+    return choose_launch(direction, states.shape[-1], hidden, dtype, *facts)
 
 
 def _gradient_scale(grad: Tensor, precision: str) -> Tensor:

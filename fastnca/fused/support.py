@@ -59,7 +59,42 @@ def fused_reasons(
         )
     elif precision == "bf16" and interpreted():
         reasons.append("Triton's interpreter multiplies bfloat16 wrongly; use fp16 or ieee.")
+    elif not reasons:
+        capability = 9 if interpreted() else torch.cuda.get_device_capability(device)[0]
+        reasons += size_reasons(precision, channels, hidden, capability)
     return reasons
+
+
+def size_reasons(precision: str, channels: int, hidden: int, capability: int) -> list[str]:
+    """List the reasons why a network's size is beyond a GPU, one sentence each.
+
+    Args:
+        precision: "fp16", "bf16" or "ieee".
+        channels: channels C of the state.
+        hidden: hidden units of the network.
+        capability: major compute capability of the device.
+
+    Returns:
+        One sentence per reason.
+    """
+    if precision == "ieee" and capability >= 10:
+        return [
+            "Triton cannot compile the backward kernel with precision ieee for compute "
+            "capability 10 and above; use fp16."
+        ]
+    wide = channels > 16
+    large = hidden > 128
+    if wide and large and (precision == "ieee" or capability != 9):
+        return [
+            f"Weights of {channels} channels and {hidden} hidden units with precision {precision} "
+            f"exceed what compute capability {capability} has on chip."
+        ]
+    if (wide or large) and precision == "ieee" and capability < 9:
+        return [
+            f"Weights of {channels} channels and {hidden} hidden units with precision ieee exceed "
+            f"the shared memory of compute capability {capability}; use fp16."
+        ]
+    return []
 
 
 def shape_reasons(batch: int, height: int, width: int) -> list[str]:

@@ -80,7 +80,7 @@ def alpha_of(case: Case, generator: torch.Generator) -> Tensor:
     return torch.where(living, high, low)
 
 
-def _draw(case: Case, seed: int) -> tuple[NeuralCA, Tensor, Tensor]:
+def draw(case: Case, seed: int) -> tuple[NeuralCA, Tensor, Tensor]:
     """Draw a float64 model with float32 weights, a state and an output gradient."""
     generator = torch.Generator().manual_seed(seed)
     model = NeuralCA(case.channels, case.hidden).double()
@@ -172,7 +172,7 @@ def _exact(case: Case, model: NeuralCA, state: Tensor, grad: Tensor) -> tuple[Te
 def make_problem(case: Case) -> Problem:
     """Draw numbers for a case until all of its neighbourhoods keep off the threshold."""
     for seed in range(1000):
-        model, state, grad = _draw(case, seed)
+        model, state, grad = draw(case, seed)
         exact = _exact(case, model, state, grad)
         if exact is None:
             continue

@@ -1,0 +1,202 @@
+"""The rollout as a citizen of PyTorch: operators, autograd, compilation, refusals."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from fastnca.fused import fused_reasons, fused_rollout
+from tests.kernels.helpers import Case, make_problem, run_kernels
+
+SETTINGS = {"first_step": 0, "update_rate": 0.5, "precision": "ieee"}
+
+
+@pytest.fixture
+def tensors(device: torch.device) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    problem = make_problem(Case(3, 3))
+    return problem.state.to(device), tuple(p.to(device) for p in problem.parameters)
+
+
+@pytest.mark.parametrize("checkpoint_every", [2, 3, 7])
+def test_checkpoints_give_the_same_bits(checkpoint_every: int, device: torch.device) -> None:
+    case = Case(5, 9, steps=5, precision="fp16")
+    problem = make_problem(case)
+    everything = run_kernels(case, problem, device)
+    some = run_kernels(case, problem, device, checkpoint_every)
+    assert all(torch.equal(a, b) for a, b in zip(everything, some, strict=True))
+
+
+def test_repetition_gives_the_same_bits(device: torch.device) -> None:
+    case = Case(9, 17, precision="fp16")
+    problem = make_problem(case)
+    first, second = run_kernels(case, problem, device), run_kernels(case, problem, device)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_rollout_is_its_steps(tensors, device: torch.device) -> None:
+    state, parameters = tensors
+    whole = fused_rollout(state, parameters, steps=3, seed=7, **SETTINGS)
+    for step in range(3):
+        settings = SETTINGS | {"first_step": step}
+        state = fused_rollout(state, parameters, steps=1, seed=7, **settings)
+    assert torch.equal(state, whole)
+
+
+def test_batch_is_its_grids_without_randomness(device: torch.device) -> None:
+    problem = make_problem(Case(5, 11, batch=3, precision="fp16"))
+    state, parameters = problem.state.to(device), tuple(p.to(device) for p in problem.parameters)
+    settings = {"steps": 2, "seed": None} | SETTINGS
+    together = fused_rollout(state, parameters, **settings)
+    single = [fused_rollout(s[None], parameters, **settings) for s in state]
+    assert torch.equal(together, torch.cat(single))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "expanded"])
+def test_opcheck(tensors, layout: str, keep: bool, device: torch.device) -> None:
+    state, parameters = tensors
+    state = {
+        "contiguous": state,
+        "channels_last": state.to(memory_format=torch.channels_last),
+        "transposed": state.transpose(2, 3),
+        "expanded": state[:, :, :, :1].expand(-1, -1, -1, 3),
+    }[layout]
+    counter = torch.tensor([1, 2], device=device)
+    arguments = (state, *parameters, counter, 2, 0.5, "ieee", 1, keep)
+    opcheck(torch.ops.fastnca.rollout_forward.default, arguments)
+    if keep:
+        result, states, flags = torch.ops.fastnca.rollout_forward(*arguments)
+        back = (result, states, flags, *parameters, counter, 2, 0.5, "ieee", 1)
+        opcheck(torch.ops.fastnca.rollout_backward.default, back)
+
+
+def test_any_strides_in_contiguous_out(tensors) -> None:
+    state, parameters = tensors
+    settings = {"steps": 1, "seed": 3} | SETTINGS
+    plain = fused_rollout(state, parameters, **settings)
+    strided = fused_rollout(state.to(memory_format=torch.channels_last), parameters, **settings)
+    assert strided.is_contiguous()
+    assert torch.equal(plain, strided)
+
+
+def test_step_counts_share_graphs(device: torch.device) -> None:
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
+
+    torch._dynamo.reset()
+    problem = make_problem(Case(1, 1))
+    state, parameters = problem.state.to(device), tuple(p.to(device) for p in problem.parameters)
+    state.requires_grad_()
+
+    @torch.compile(fullgraph=True, backend=backend)
+    def rollout(state, steps, seed):
+        return fused_rollout(state, parameters, steps=steps, seed=seed, **SETTINGS)
+
+    seed = torch.tensor(5, device=device)
+    for steps in range(64, 97):
+        (grad,) = torch.autograd.grad(rollout(state, steps, seed).sum(), state)
+    eager = fused_rollout(state, parameters, steps=96, seed=5, **SETTINGS)
+    assert torch.equal(grad, torch.autograd.grad(eager.sum(), state)[0])
+    assert len(graphs) <= 2
+
+
+def test_second_derivative_is_refused(tensors) -> None:
+    state, parameters = tensors
+    state = state.requires_grad_()
+    result = fused_rollout(state, parameters, steps=1, seed=3, **SETTINGS)
+    (grad,) = torch.autograd.grad(result.pow(3).sum(), state, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        (grad.square().sum() + state.square().sum()).backward()
+
+
+def test_forward_mode_is_refused(tensors) -> None:
+    state, parameters = tensors
+
+    def rollout(state: torch.Tensor) -> torch.Tensor:
+        return fused_rollout(state, parameters, steps=1, seed=3, **SETTINGS)
+
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(rollout, (state,), (state,))
+
+
+def test_functional_gradient_works(tensors) -> None:
+    state, parameters = tensors
+
+    def loss(state: torch.Tensor) -> torch.Tensor:
+        return fused_rollout(state, parameters, steps=1, seed=3, **SETTINGS).square().sum()
+
+    leaf = state.clone().requires_grad_()
+    assert torch.equal(torch.func.grad(loss)(state), torch.autograd.grad(loss(leaf), leaf)[0])
+
+
+def test_unneeded_gradients_are_none(tensors) -> None:
+    state, parameters = tensors
+    bias = parameters[3].clone().requires_grad_()
+    fused_rollout(state, (*parameters[:3], bias), steps=1, seed=3, **SETTINGS).sum().backward()
+    assert bias.grad is not None
+    assert state.grad is None
+
+
+def test_overflow_of_half_precision_is_reported(tensors) -> None:
+    state, parameters = tensors
+    state = (torch.ones_like(state)).requires_grad_()
+    w1, b1, w2, b2 = parameters
+    settings = SETTINGS | {"precision": "fp16"}
+    large = (w1 * 0 + 300.0, b1, w2 * 0 + 300.0, b2)
+    result = fused_rollout(state, large, steps=2, seed=None, **settings)
+    grads = torch.autograd.grad(result.sum(), (state,))
+    assert grads[0].isnan().all()
+
+
+def test_empty_batch(device: torch.device) -> None:
+    parameters = tuple(p.to(device) for p in make_problem(Case(3, 3)).parameters)
+    state = torch.zeros(0, 16, 4, 4, device=device, requires_grad=True)
+    result = fused_rollout(state, parameters, steps=2, seed=3, **SETTINGS)
+    result.sum().backward()
+    assert state.grad.shape == state.shape
+
+
+def test_shapes_are_checked(tensors) -> None:
+    state, parameters = tensors
+    with pytest.raises(ValueError, match="parameters for 12 channels"):
+        fused_rollout(state[:, :12], parameters, steps=1, seed=3, **SETTINGS)
+    with pytest.raises(ValueError, match="steps must be at least 0"):
+        fused_rollout(state, parameters, steps=-1, seed=3, **SETTINGS)
+    with pytest.raises(RuntimeError, match="float32"):
+        fused_rollout(state.double(), parameters, steps=1, seed=3, **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dtype": torch.float64}, "float32 state"),
+        ({"channels": 3}, "4 to 32 channels"),
+        ({"channels": 33}, "4 to 32 channels"),
+        ({"hidden": 257}, "16 to 256 hidden"),
+        ({"precision": "tf32"}, "precisions"),
+        ({"precision": "ieee", "channels": 32, "hidden": 256}, "on chip"),
+    ],
+)
+def test_reasons(change: dict, words: str, device: torch.device) -> None:
+    asked = {"dtype": torch.float32, "channels": 16, "hidden": 128, "precision": "fp16"}
+    assert fused_reasons(device, **asked) == []
+    (reason,) = fused_reasons(device, **(asked | change))
+    assert words in reason
+    assert reason.endswith(".")
+
+
+def test_a_cpu_is_refused_outside_of_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    (reason,) = fused_reasons("cpu", torch.float32, 16, 128, "fp16")
+    assert "CUDA" in reason
+
+
+def test_import_needs_no_triton() -> None:
+    code = "import sys; sys.modules['triton'] = None; import fastnca.fused; print('imported')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "imported"

@@ -1,0 +1,62 @@
+"""The kernels compile without a GPU, and into the machine code that was designed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KEYS = {
+    "kernel",
+    "variant",
+    "target",
+    "registers",
+    "spill_bytes",
+    "shared_bytes",
+    "tensor_core_instructions",
+    "warp_instructions_per_cell",
+}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    file = tmp_path_factory.mktemp("report") / "report.json"
+    command = [sys.executable, "-m", "bench.kernel_report", "--targets", "sm_90", "--json"]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT)
+    subprocess.run([*command, str(file)], cwd=ROOT, env=environment, check=True)
+    return json.loads(file.read_text())
+
+
+def test_records_have_the_documented_keys(records: list[dict]) -> None:
+    assert all(set(record) == KEYS for record in records)
+
+
+def test_half_precision_steps_do_not_spill(records: list[dict]) -> None:
+    spilled = {
+        (r["kernel"], r["variant"]): r["spill_bytes"]
+        for r in records
+        if r["variant"].startswith("fp16") and r["spill_bytes"]
+    }
+    assert not spilled
+
+
+def test_half_precision_steps_use_tensor_cores(records: list[dict]) -> None:
+    steps = [
+        r for r in records if r["kernel"].startswith("step") and "ieee" not in r["variant"]
+    ]
+    assert len(steps) >= 8
+    assert all(r["tensor_core_instructions"] > 0 for r in steps)
+
+
+@pytest.mark.parametrize(("kernel", "limit"), [("step_forward", 40), ("step_backward", 90)])
+def test_instructions_per_cell_stay_in_budget(
+    records: list[dict], kernel: str, limit: float
+) -> None:
+    (record,) = (
+        r for r in records if r["kernel"] == kernel and r["variant"] == "fp16-c16-h128"
+    )
+    assert record["warp_instructions_per_cell"] <= limit
