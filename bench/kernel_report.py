@@ -31,9 +31,8 @@ TARGETS = ("sm_80", "sm_90", "sm_100")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)")
 FLOATS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-INTEGERS = (
-    "slot source target step batch height width flag_rows flag_pitch update_limit".split()
-)
+INTEGERS = {"slot", "source", "target", "step", "batch", "height", "width", "flag_rows"}
+INTEGERS |= {"flag_pitch", "update_limit"}
 
 
 @dataclass(frozen=True)
@@ -186,9 +185,7 @@ def examine(variant: Variant, target: str) -> Record:
         spill_bytes=resources["STACK"] + resources["LOCAL"],
         shared_bytes=compiled.metadata.shared,
         tensor_core_instructions=sum(bool(TENSOR_CORE.search(i)) for i in instructions),
-        warp_instructions_per_cell=(loop or len(instructions))
-        * variant.num_warps
-        / variant.cells,
+        warp_instructions_per_cell=(loop or len(instructions)) * variant.num_warps / variant.cells,
     )
 
 

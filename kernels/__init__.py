@@ -4,7 +4,15 @@ This package is a leaf: it imports torch, Triton and itself. Equations are in `R
 """
 
 from .finish import finish_backward, finish_forward
-from .launch import LaunchConfig, Rule, choose_launch, device_facts, flag_rows, flag_runs, pair_cells
+from .launch import (
+    LaunchConfig,
+    Rule,
+    choose_launch,
+    device_facts,
+    flag_rows,
+    flag_runs,
+    pair_cells,
+)
 from .start import start_forward
 from .step_backward import step_backward
 from .step_forward import step_forward

@@ -46,7 +46,7 @@ def _finish_forward_kernel(
     cell = slot * batch * plane + first_cell(grid, y0, x0, height, width)
     offsets = local[:, None] * PADDED + channel[None, :]
     state = tl.load(states_ptr + cell * PADDED + offsets, mask=alive[:, None], other=0.0)
-    corner = grid * CHANNELS * plane + y0 * width + x0
+    corner = grid * CHANNELS * plane + y0.to(tl.int64) * width + x0
     tl.store(
         state_ptr + corner + local[:, None] + channel[None, :] * plane,
         state,
@@ -108,7 +108,7 @@ def _finish_backward_kernel(
     pair_offsets = pair_local[:, None] * (2 * PADDED) + both[None, :]
     pitch = (width + 2) * (2 * PADDED)
     grad += perceive_grad(pairs_ptr + pair * (2 * PADDED) + pair_offsets, pitch, PADDED)
-    corner = grid * CHANNELS * plane + y0 * width + x0
+    corner = grid * CHANNELS * plane + y0.to(tl.int64) * width + x0
     tl.store(
         grad_state_ptr + corner + local[:, None] + channel[None, :] * plane,
         grad / tl.load(scale_ptr),

@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -82,7 +82,7 @@ def choose_launch(
     return LaunchConfig(height, warps, programs)
 
 
-@lru_cache(maxsize=None)
+@cache
 def device_facts(device: torch.device) -> tuple[int, int]:
     """Return major compute capability and multiprocessors of a CUDA device, (9, 0) for others."""
     if device.type != "cuda":

@@ -40,9 +40,7 @@ def draw_update(cell, seed, step, limit):
     high = (cell >> 34).to(tl.uint32)
     step_low = tl.zeros_like(low) + step.to(tl.uint32)
     step_high = tl.zeros_like(low) + (step >> 32).to(tl.uint32)
-    word_0, word_1, word_2, word_3 = _philox(
-        low, high, step_low, step_high, seed
-    )
+    word_0, word_1, word_2, word_3 = _philox(low, high, step_low, step_high, seed)
     number = cell.to(tl.int32) & 3
     first = tl.where(number == 0, word_0, word_1)
     second = tl.where(number == 2, word_2, word_3)

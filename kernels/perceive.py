@@ -68,8 +68,8 @@ def perceive_grad(pointers, pitch, CHANNELS: tl.constexpr):
     cell: tl.constexpr = 2 * CHANNELS
     falling_x, falling_y = _split_pairs(tl.load(top - cell) - tl.load(bottom + cell))
     rising_x, rising_y = _split_pairs(tl.load(top + cell) - tl.load(bottom - cell))
-    across_x, across_y = _split_pairs(tl.load(pointers - cell) - tl.load(pointers + cell))
-    down_x, down_y = _split_pairs(tl.load(top) - tl.load(bottom))
+    across_x, _across_y = _split_pairs(tl.load(pointers - cell) - tl.load(pointers + cell))
+    _down_x, down_y = _split_pairs(tl.load(top) - tl.load(bottom))
     corners = (falling_x + falling_y) + (rising_y - rising_x)
     return corners + 2 * (across_x + down_y)
 
@@ -89,7 +89,7 @@ def join_features(identity, sobel_x, sobel_y, DTYPE: tl.constexpr):
 @triton.jit
 def rectify(hidden, DTYPE: tl.constexpr):
     """Apply ReLU and round to `DTYPE`; on packed halves where the type has a packed maximum."""
-    if DTYPE == tl.float16:
+    if tl.float16 == DTYPE:
         return tl.maximum(hidden.to(DTYPE), 0)
     else:
         return tl.maximum(hidden, 0.0).to(DTYPE)

@@ -40,7 +40,7 @@ def _start_forward_kernel(
     inside = (y0 + row < height) & (x0 + column < width)
 
     plane = height.to(tl.int64) * width
-    corner = grid * CHANNELS * plane + y0 * width + x0
+    corner = grid * CHANNELS * plane + y0.to(tl.int64) * width + x0
     local = row * width + column
     state = tl.load(
         state_ptr + corner + local[:, None] + channel[None, :] * plane,

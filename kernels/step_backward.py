@@ -56,6 +56,21 @@ def _step_backward_kernel(
     RANDOM: tl.constexpr,
     HEIGHT: tl.constexpr,
 ):
+    """Take the gradient back through one step, and add up the gradients of the weights.
+
+        ĝ  = g ⊙ alive(s) ⊙ alive(ŝ),   δ = m ⊙ ĝ                        (equations 8, 9)
+        ∂h = (W₂ᵀ δ) ⊙ [h > 0],         ∂p = W₁ᵀ ∂h                      (equations 10, 11)
+        ∂s = ĝ + Iᵀ ∂p - 8 Sx ∂pₓ - 8 Sy ∂p_y                            (equation 12)
+
+    Everything of the forward step is recomputed from the stored state and the counter. The
+    gradient travels in two parts, so that the gather of equation 12 is left to the step before:
+    `passed` is what reaches the cell itself, `pairs` the gradients of its Sobel features, in
+    planes with a margin of zeros. Halves alternate between the steps.
+
+    Products are laid out with hidden units as rows: the activations then enter the products for
+    the weight gradients from registers. Those sums stay in registers over all tiles and end in
+    this program's own row of `partials`; the loop's order is fixed, so are the bits.
+    """
     dtype: tl.constexpr = weight1_ptr.dtype.element_ty
     cells: tl.constexpr = HEIGHT * RUN
     features: tl.constexpr = 4 * CHANNELS
@@ -164,9 +179,7 @@ def _step_backward_kernel(
             tl.store(passed_target_ptr + offsets, zeros, mask=inside)
             zeros = tl.zeros((cells, 2 * CHANNELS), dtype)
             tl.store(pair_target_ptr + pair_offsets, zeros, mask=inside)
-        grid, strip, run = advance(
-            grid, strip, run, step_grid, step_strip, step_run, runs, strips
-        )
+        grid, strip, run = advance(grid, strip, run, step_grid, step_strip, step_run, runs, strips)
 
     # Pointers that lived through the loop would cost it registers.
     size: tl.constexpr = (features + CHANNELS) * HIDDEN + CHANNELS

@@ -47,6 +47,19 @@ def _step_forward_kernel(
     RANDOM: tl.constexpr,
     HEIGHT: tl.constexpr,
 ):
+    """Advance a stored state by one step.
+
+        ŝ = s + m ⊙ (W₂ relu(W₁ p(s) + b₁) + b₂),   v = ŝ ⊙ alive(s)     (equations 1 to 6)
+
+    The source slot holds the v of the step before, and flags from which `alive_rows` finds which
+    of its cells that step left alive (equation 7): the test after the update is applied by the
+    loads of the next step, so a tile needs a halo of one cell and no cell is computed twice.
+
+    A program keeps the weights and walks over tiles. A tile out of reach of every living cell
+    becomes zero without being computed. What a cell needs to know, its living neighbours, whether
+    it was alive, updates, and lies in the grid, is one word, computed once per cell; its bits
+    mask the nine loads of the neighbourhood, so dead cells and the border read as zero.
+    """
     dtype: tl.constexpr = weight1_ptr.dtype.element_ty
     cells: tl.constexpr = HEIGHT * RUN
     features: tl.constexpr = 4 * CHANNELS
@@ -118,9 +131,7 @@ def _step_forward_kernel(
             inside = (row < height - y0) & (column < width - x0)
             tl.store(out_ptr + offsets, zeros, mask=inside[:, None])
             store_flags(target_flags_ptr, word, runs, run, runs, row * 0, HEIGHT)
-        grid, strip, run = advance(
-            grid, strip, run, step_grid, step_strip, step_run, runs, strips
-        )
+        grid, strip, run = advance(grid, strip, run, step_grid, step_strip, step_run, runs, strips)
 
 
 def step_forward(

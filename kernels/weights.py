@@ -93,8 +93,8 @@ def unpack_gradients(
     grad_w1 = torch.cat((taps[:channels, :1], sobel), dim=1).permute(2, 0, 1)
     grad_w2 = grad2.view_as(weights.weight2)[:hidden, :channels].T
     return (
-        grad_w1.reshape(hidden, 3 * channels, 1, 1),
+        grad_w1.reshape(hidden, 3 * channels, 1, 1).contiguous(),
         taps[0, 3].clone(),
-        grad_w2.reshape(channels, hidden, 1, 1),
+        grad_w2.reshape(channels, hidden, 1, 1).contiguous(),
         grad_bias2[:channels].clone(),
     )

@@ -16,9 +16,7 @@ from fastnca.masks import threshold
 from fastnca.states import ALIVE_THRESHOLD
 
 _PARAMETERS = "Tensor w1, Tensor b1, Tensor w2, Tensor b2"
-_SETTINGS = (
-    "Tensor? counter, SymInt steps, float update_rate, str precision, int checkpoint_every"
-)
+_SETTINGS = "Tensor? counter, SymInt steps, float update_rate, str precision, int checkpoint_every"
 
 torch.library.define(
     "fastnca::rollout_forward",

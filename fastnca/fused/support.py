@@ -14,8 +14,8 @@ MIN_CAPABILITY = (8, 0)
 MAX_WIDTH = 1 << 20
 """A tile and its halo span 18 rows of 64 numbers a cell, and offsets within them are 32-bit."""
 
-MAX_CELLS = 1 << 33
-"""Tiles of at least eight cells are numbered in 32 bits."""
+MAX_TILES = 1 << 30
+"""Tiles, of eight columns and at least four rows, are numbered in 32 bits."""
 
 
 def interpreted() -> bool:
@@ -104,9 +104,9 @@ def shape_reasons(batch: int, height: int, width: int) -> list[str]:
         reasons.append(f"A grid needs at least one cell, got {height}x{width}.")
     if width > MAX_WIDTH:
         reasons.append(f"The fused kernels take grids up to {MAX_WIDTH} wide, got {width}.")
-    if batch * height * width > MAX_CELLS:
+    if batch * -(-height // 4) * -(-width // 8) > MAX_TILES:
         reasons.append(
-            f"The fused kernels take up to {MAX_CELLS} cells, got {batch}x{height}x{width}."
+            f"A batch of {batch}x{height}x{width} cells has more than {MAX_TILES} tiles; split it."
         )
     return reasons
 

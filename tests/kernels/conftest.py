@@ -15,6 +15,7 @@ with pytest.MonkeyPatch.context() as _patch:
     if INTERPRETED:
         _patch.setenv("TRITON_INTERPRET", "1")
     import fastnca.fused.operators  # noqa: F401
+    import tests.kernels.probes  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ that plain PyTorch happens to get right to the last bit.
 """
 
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,16 @@ from fastnca.states import ALIVE_THRESHOLD
 
 NAMES = ("state", "grad_state", "grad_w1", "grad_b1", "grad_w2", "grad_b2")
 FACTORS = (2.0, 3.0, 3.0, 3.0, 3.0, 3.0)
-FLOOR = {"ieee": 2e-7, "fp16": 2e-4}  # relative to the largest element: a rounding or two
-MARGIN = {"ieee": 1e-3, "fp16": 1e-2}  # distance of neighbourhood maxima from the threshold
+FLOOR = {
+    "ieee": 2e-7,
+    "fp16": 2e-4,
+    "bf16": 2e-3,
+}  # relative to the largest element: a rounding or two
+MARGIN = {
+    "ieee": 1e-3,
+    "fp16": 1e-2,
+    "bf16": 2e-2,
+}  # distance of neighbourhood maxima from the threshold
 SEED = 0x9E3779B97F4A7C15  # above 2⁶³: the seed is an unsigned number
 FIRST_STEP = 2**32 - 1  # the step number crosses a word of the counter
 
@@ -106,30 +114,32 @@ def mask_of(case: Case, step: int) -> Tensor | float:
 
 
 class _RoundedProduct(torch.autograd.Function):
-    """A 1x1 convolution whose operands are rounded to float16, also in its derivative."""
+    """A 1x1 convolution whose operands are rounded to `dtype`, also in its derivative."""
 
     @staticmethod
-    def forward(ctx, x, weight):
-        x, weight = x.half().float(), weight.half().float()
+    def forward(ctx, x, weight, dtype):
+        x, weight = x.to(dtype).float(), weight.to(dtype).float()
         ctx.save_for_backward(x, weight)
+        ctx.dtype = dtype
         return F.conv2d(x, weight)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        grad = grad.half().float()
+        grad = grad.to(ctx.dtype).float()
         grad_weight = torch.einsum("bohw,bihw->oi", grad, x)[:, :, None, None]
-        return F.conv_transpose2d(grad, weight), grad_weight
+        return F.conv_transpose2d(grad, weight), grad_weight, None
 
 
 def _plain_step(model: NeuralCA, state: Tensor, mask: Tensor | float, precision: str) -> Tensor:
     """Advance by one step in plain PyTorch with operands of the given precision."""
     if precision == "ieee":
         return model._step(state, mask)
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     first, _, second = model.update_net
-    hidden = _RoundedProduct.apply(model.perception(state), first.weight)
+    hidden = _RoundedProduct.apply(model.perception(state), first.weight, dtype)
     hidden = torch.relu(hidden + first.bias[:, None, None])
-    delta = _RoundedProduct.apply(hidden, second.weight) + second.bias[:, None, None]
+    delta = _RoundedProduct.apply(hidden, second.weight, dtype) + second.bias[:, None, None]
     pre = model.get_alive_mask(state)
     state = state + delta * mask
     return state * (pre * model.get_alive_mask(state))
@@ -142,9 +152,7 @@ def _differentiate(model: NeuralCA, state: Tensor, grad: Tensor, step) -> tuple[
     result = step(leaf)
     grads = torch.autograd.grad(result, (leaf, *parameters), grad, allow_unused=True)
     zeros = (leaf, *parameters)
-    filled = (
-        torch.zeros_like(z) if g is None else g for g, z in zip(grads, zeros, strict=True)
-    )
+    filled = (torch.zeros_like(z) if g is None else g for g, z in zip(grads, zeros, strict=True))
     return result.detach(), *filled
 
 
@@ -168,7 +176,7 @@ def _exact(case: Case, model: NeuralCA, state: Tensor, grad: Tensor) -> tuple[Te
     return result if min(margins, default=1.0) > MARGIN[case.precision] else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def make_problem(case: Case) -> Problem:
     """Draw numbers for a case until all of its neighbourhoods keep off the threshold."""
     for seed in range(1000):

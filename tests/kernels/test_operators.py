@@ -16,7 +16,7 @@ SETTINGS = {"first_step": 0, "update_rate": 0.5, "precision": "ieee"}
 @pytest.fixture
 def tensors(device: torch.device) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     problem = make_problem(Case(3, 3))
-    return problem.state.to(device), tuple(p.to(device) for p in problem.parameters)
+    return problem.state.clone().to(device), tuple(p.to(device) for p in problem.parameters)
 
 
 @pytest.mark.parametrize("checkpoint_every", [2, 3, 7])
@@ -90,17 +90,17 @@ def test_step_counts_share_graphs(device: torch.device) -> None:
 
     torch._dynamo.reset()
     problem = make_problem(Case(1, 1))
-    state, parameters = problem.state.to(device), tuple(p.to(device) for p in problem.parameters)
-    state.requires_grad_()
+    state = problem.state.clone().to(device).requires_grad_()
+    parameters = tuple(p.to(device) for p in problem.parameters)
 
     @torch.compile(fullgraph=True, backend=backend)
     def rollout(state, steps, seed):
         return fused_rollout(state, parameters, steps=steps, seed=seed, **SETTINGS)
 
     seed = torch.tensor(5, device=device)
-    for steps in range(64, 97):
+    for steps in range(1, 34):
         (grad,) = torch.autograd.grad(rollout(state, steps, seed).sum(), state)
-    eager = fused_rollout(state, parameters, steps=96, seed=5, **SETTINGS)
+    eager = fused_rollout(state, parameters, steps=33, seed=5, **SETTINGS)
     assert torch.equal(grad, torch.autograd.grad(eager.sum(), state)[0])
     assert len(graphs) <= 2
 
@@ -142,9 +142,11 @@ def test_unneeded_gradients_are_none(tensors) -> None:
     assert state.grad is None
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 def test_overflow_of_half_precision_is_reported(tensors) -> None:
     state, parameters = tensors
-    state = (torch.ones_like(state)).requires_grad_()
+    state = torch.ones_like(state).requires_grad_()
     w1, b1, w2, b2 = parameters
     settings = SETTINGS | {"precision": "fp16"}
     large = (w1 * 0 + 300.0, b1, w2 * 0 + 300.0, b2)

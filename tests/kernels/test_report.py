@@ -45,9 +45,7 @@ def test_half_precision_steps_do_not_spill(records: list[dict]) -> None:
 
 
 def test_half_precision_steps_use_tensor_cores(records: list[dict]) -> None:
-    steps = [
-        r for r in records if r["kernel"].startswith("step") and "ieee" not in r["variant"]
-    ]
+    steps = [r for r in records if r["kernel"].startswith("step") and "ieee" not in r["variant"]]
     assert len(steps) >= 8
     assert all(r["tensor_core_instructions"] > 0 for r in steps)
 
@@ -56,7 +54,5 @@ def test_half_precision_steps_use_tensor_cores(records: list[dict]) -> None:
 def test_instructions_per_cell_stay_in_budget(
     records: list[dict], kernel: str, limit: float
 ) -> None:
-    (record,) = (
-        r for r in records if r["kernel"] == kernel and r["variant"] == "fp16-c16-h128"
-    )
+    (record,) = (r for r in records if r["kernel"] == kernel and r["variant"] == "fp16-c16-h128")
     assert record["warp_instructions_per_cell"] <= limit

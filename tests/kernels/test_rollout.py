@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tests.kernels.helpers import Case, make_problem, run_kernels, violations
 
 GRIDS = [(1, 1), (1, 5), (5, 1), (2, 3), (3, 3), (7, 7), (8, 8), (9, 9), (7, 9), (9, 7)]

@@ -1,0 +1,142 @@
+"""What only a GPU can show: races, large offsets, graph capture, training."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastnca.fused import fused_rollout
+from fastnca.masks import update_mask
+from fastnca.reference import NeuralCA
+from fastnca.states import create_seed, get_visible_state
+from tests.kernels.helpers import Case, make_problem, run_kernels, violations
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+BFLOAT_CASES = [
+    Case(9, 17, precision="bf16"),
+    Case(16, 8, batch=3, precision="bf16", hidden=128),
+    Case(7, 9, precision="bf16", channels=32, hidden=64, rate=None),
+]
+LARGE_CASES = [
+    Case(64, 64, batch=8, hidden=128, precision="fp16", steps=1),
+    Case(65, 63, batch=5, hidden=128, precision="fp16", steps=1),
+    Case(65, 63, batch=5, hidden=128, precision="ieee", steps=1),
+]
+
+
+def make_tensors(batch: int, size: int, seed: int = 0) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Draw a state with patches of life and a network of the tutorial's size."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+    options = {"generator": generator, "device": "cuda"}
+    state = torch.randn(batch, 16, size, size, **options) * 0.3
+    shapes = ((128, 48, 1, 1), (128,), (16, 128, 1, 1), (16,))
+    return state, tuple(torch.randn(shape, **options) * 0.05 for shape in shapes)
+
+
+def gradients(
+    state: Tensor, parameters: tuple[Tensor, ...], steps: int, seed: int | Tensor
+) -> tuple[Tensor, ...]:
+    """Run a rollout and differentiate its squared sum."""
+    leaves = [tensor.detach().requires_grad_() for tensor in (state, *parameters)]
+    result = fused_rollout(
+        leaves[0],
+        tuple(leaves[1:]),
+        steps=steps,
+        seed=seed,
+        first_step=0,
+        update_rate=0.5,
+        precision="fp16",
+    )
+    return result.detach(), *torch.autograd.grad(result.square().sum(), leaves)
+
+
+@pytest.mark.parametrize("case", BFLOAT_CASES + LARGE_CASES, ids=str)
+def test_parity(case: Case) -> None:
+    problem = make_problem(case)
+    assert not violations(case, problem, run_kernels(case, problem, torch.device("cuda")))
+
+
+def test_race_250_repetitions_give_the_same_bits() -> None:
+    state, parameters = make_tensors(60, 64)
+    first = gradients(state, parameters, 8, seed=1)
+    for _ in range(250):
+        again = gradients(state, parameters, 8, seed=1)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_determinism_across_checkpoints() -> None:
+    state, parameters = make_tensors(4, 65)
+    settings = {"steps": 13, "seed": 3, "first_step": 0, "update_rate": 0.5, "precision": "fp16"}
+    results = []
+    for every in (1, 4, 13):
+        leaf = state.clone().requires_grad_()
+        result = fused_rollout(leaf, parameters, checkpoint_every=every, **settings)
+        results.append(torch.autograd.grad(result.sum(), leaf)[0])
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_offsets_beyond_2_to_the_31() -> None:
+    if torch.cuda.mem_get_info()[0] < 60 * 2**30:
+        pytest.skip("needs 60 GiB of free memory")
+    _, parameters = make_tensors(1, 8)
+    settings = {"steps": 1, "seed": None, "first_step": 0, "update_rate": 0.5}
+    state = torch.rand(33_000, 16, 64, 64, device="cuda")
+    whole = fused_rollout(state, parameters, precision="fp16", **settings)
+    for part in (slice(0, 16_500), slice(16_500, 33_000)):
+        half = fused_rollout(state[part], parameters, precision="fp16", **settings)
+        assert torch.equal(whole[part], half)
+
+
+def test_graph_capture_and_replay() -> None:
+    state, parameters = make_tensors(4, 64)
+    seed = torch.tensor(5, device="cuda")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        gradients(state, parameters, 8, seed)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = gradients(state, parameters, 8, seed)
+    for value in (5, 6, 7):
+        seed.fill_(value)
+        graph.replay()
+        plain = gradients(state, parameters, 8, value)
+        assert all(torch.equal(a, b) for a, b in zip(captured, plain, strict=True))
+
+
+def train(seed: int, fused: bool, iterations: int = 500) -> float:
+    """Grow a disc for some iterations and return the mean of the last losses."""
+    torch.manual_seed(seed)
+    model = NeuralCA().cuda()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    rows = torch.arange(24.0, device="cuda") - 11.5
+    disc = ((rows[:, None] ** 2 + rows[None, :] ** 2) < 64).float()
+    start = create_seed(24, batch=4, device="cuda")
+    losses = []
+    for iteration in range(iterations):
+        if fused:
+            parameters = tuple(model.update_net.parameters())
+            settings = {"first_step": 0, "update_rate": 0.5, "precision": "fp16"}
+            state = fused_rollout(start, parameters, steps=32, seed=iteration, **settings)
+        else:
+            state = start
+            for step in range(32):
+                mask = update_mask(iteration, step, start.shape, 0.5, "cuda")
+                state = model._step(state, mask.float())
+        loss = F.mse_loss(get_visible_state(state), disc.expand(4, 4, -1, -1))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.detach())
+    return float(torch.stack(losses[-50:]).mean())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_training_parity_over_500_iterations(seed: int) -> None:
+    plain, fused = train(seed, fused=False), train(seed, fused=True)
+    assert math.isclose(plain, fused, rel_tol=0.05, abs_tol=1e-3)

@@ -1,0 +1,40 @@
+"""Numbers beyond 32 bits: offsets, cells and steps."""
+
+import torch
+
+from fastnca.fused.support import shape_reasons
+from fastnca.masks import philox
+from tests.kernels.probes import offsets_kernel, update_kernel
+
+LIMIT = 0x7FFFFF
+
+
+def test_offsets_are_64_bit(device: torch.device) -> None:
+    grid, y, x, height, width = 70_000, 40_000, 7, 40_001, 319
+    out = torch.zeros(2, dtype=torch.int64, device=device)
+    offsets_kernel[(1,)](out, grid, y, x, height, width)
+    cell = (grid * height + y) * width + x
+    assert cell > 2**31
+    assert out.tolist() == [cell, (grid * height + y + 2) * width + x]
+
+
+def test_mask_of_cells_and_steps_beyond_32_bits(device: torch.device) -> None:
+    cells = torch.tensor([0, 1, 2, 3, 2**32 + 5, 2**34 - 1, 2**34, 2**40 + 3], device=device)
+    for seed, step in [(0, 0), (-1, 2**32 - 1), (2**62 + 1, 2**32), (-(2**63), 2**33 + 5)]:
+        counter = torch.tensor([seed, step], device=device)
+        out = torch.zeros(8, dtype=torch.int32, device=device)
+        update_kernel[(1,)](cells, counter, out, LIMIT)
+        quad, step_word = cells // 4, torch.tensor(step)
+        low = 0xFFFFFFFF
+        words = philox(
+            (quad.cpu() & low, quad.cpu() >> 32, step_word & low, step_word >> 32), seed % 2**64
+        )
+        word = words.gather(1, (cells.cpu() % 4)[:, None])[:, 0]
+        assert torch.equal(out.cpu().bool(), (word >> 8) < LIMIT)
+
+
+def test_shapes_beyond_the_numbering_are_refused() -> None:
+    assert shape_reasons(64, 4096, 4096) == []
+    assert "tiles" in shape_reasons(2**20, 4096, 4096)[0]
+    assert "wide" in shape_reasons(1, 1, 2**21)[0]
+    assert "at least one cell" in shape_reasons(1, 0, 4)[0]
