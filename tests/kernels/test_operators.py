@@ -99,7 +99,8 @@ def test_step_counts_share_graphs(device: torch.device) -> None:
 
     seed = torch.tensor(5, device=device)
     for steps in range(1, 34):
-        (grad,) = torch.autograd.grad(rollout(state, steps, seed).sum(), state)
+        result = rollout(state, steps, seed)
+    (grad,) = torch.autograd.grad(result.sum(), state)
     eager = fused_rollout(state, parameters, steps=33, seed=5, **SETTINGS)
     assert torch.equal(grad, torch.autograd.grad(eager.sum(), state)[0])
     assert len(graphs) <= 2
