@@ -13,9 +13,10 @@ from fastnca import reference
 from fastnca.active import ActiveState, OutOfRangeError, active_rollout
 from fastnca.backends import check_backend
 from fastnca.checks import check_count, check_state
+from fastnca.fused import fused_rollout
 from fastnca.masks import check_seed, check_update_rate, draw_seed, iterate_masks
 from fastnca.states import ALPHA, NUM_CHANNELS
-from fastnca.support import PRECISIONS, choose_backend
+from fastnca.support import PRECISIONS, choose_backend, operand_precision
 
 _FEWEST_CELLS = 2048
 """Below this many cells a single step costs less with the reference operators than the search
@@ -72,8 +73,8 @@ class NeuralCA(reference.NeuralCA):
         Args:
             state: `[B, C, H, W]`, of the model's dtype and device, any strides.
             update_rate: probability in [0, 1] that a cell updates. Used in training mode only,
-                where the mask is drawn from torch's generator exactly as the tutorial draws it;
-                in eval mode every cell updates.
+                where the mask is drawn from torch's generator exactly as the tutorial draws it
+                (the triton backend draws the mask's seed); in eval mode every cell updates.
 
         Returns:
             `[B, C, H, W]`.
@@ -84,6 +85,8 @@ class NeuralCA(reference.NeuralCA):
             ValueError: shape, device or update rate do not fit.
         """
         backend = self._check(state, update_rate)
+        if backend == "triton":
+            return self._fused(state, 1, update_rate, self._seed(None), 0)
         mask = None
         if self.training:
             mask = torch.rand_like(state[:, :1, :, :]) < update_rate
@@ -128,6 +131,8 @@ class NeuralCA(reference.NeuralCA):
         check_count(steps, "steps")
         check_count(first_step, "first_step")
         seed = self._seed(seed)
+        if backend == "triton" and steps > 0:
+            return self._fused(state, steps, update_rate, seed, first_step)
         if backend == "torch" and steps > 0:
             masks = self._masks(state, steps, update_rate, seed, first_step)
             try:
@@ -191,8 +196,9 @@ class NeuralCA(reference.NeuralCA):
                     continue
                 except OutOfRangeError:
                     active = None
+            compute = self._fused if backend == "triton" else self._reference_steps
             with torch.no_grad():
-                state = self._reference_steps(state, count, update_rate, seed, first)
+                state = compute(state, count, update_rate, seed, first)
             yield state
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -262,6 +268,20 @@ class NeuralCA(reference.NeuralCA):
     ) -> Tensor:
         """Compute `run_steps` with the reference operators."""
         return super().run_steps(state, steps, update_rate, seed=seed, first_step=first_step)
+
+    def _fused(
+        self, state: Tensor, steps: int, update_rate: float, seed: int | None, first_step: int
+    ) -> Tensor:
+        """Compute `run_steps` with the fused kernels."""
+        return fused_rollout(
+            state,
+            self._weights(),
+            steps=steps,
+            seed=seed,
+            first_step=first_step,
+            update_rate=update_rate,
+            precision=operand_precision(self.precision, state.device.type),
+        )
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return weight and bias of both convolutions."""

@@ -9,6 +9,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from fastnca.backends import BackendError, requested_backend
+from fastnca.fused import fused_reasons
 from fastnca.reference import PerceptionModule, sobel_filters
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("auto", "fp16", "bf16", "ieee")
 """Operand precisions of the fused kernels; "auto" and "ieee" are exact on the other backends."""
+
+_AUTOCAST = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 _log = logging.getLogger("fastnca")
 
@@ -65,32 +68,37 @@ def backend_reasons(name: str, model: "NeuralCA", precision: str, state: Tensor)
     if name != "triton" and precision in ("fp16", "bf16"):
         reasons.append(f"precision='{precision}' exists only in the fused kernels")
     if name == "triton":
-        reasons += triton_reasons(state.device)
+        operands = operand_precision(precision, state.device.type)
+        reasons += fused_reasons(
+            state.device, state.dtype, model.num_channels, model.hidden_dim, operands
+        )
+    if name == "torch":
+        reasons += active_reasons(state)
     if name != "reference":
-        reasons += call_reasons(state) + model_reasons(model)
+        if state.numel() == 0:
+            reasons.append("the batch is empty")
+        if torch._C._are_functorch_transforms_active():
+            reasons.append("torch.func transforms go through the reference operators")
+        reasons += model_reasons(model)
     return reasons
 
 
-def triton_reasons(device: torch.device) -> list[str]:
-    """List why the fused kernels cannot run on `device`."""
-    reasons = ["the fused kernels are not part of this version"]
-    if device.type != "cuda":
-        build = "" if torch.cuda.is_available() else f" (torch {torch.__version__} sees none)"
-        reasons.append(f"they need a CUDA GPU{build}, the state is on {device}")
-    return reasons
+def operand_precision(precision: str, device_type: str) -> str:
+    """Resolve "auto": what autocast asks for, else fp16 where torch itself allows TF32."""
+    if precision != "auto":
+        return precision
+    if torch.is_autocast_enabled(device_type):
+        return _AUTOCAST.get(torch.get_autocast_dtype(device_type), "ieee")
+    return "fp16" if torch.backends.cudnn.allow_tf32 else "ieee"
 
 
-def call_reasons(state: Tensor) -> list[str]:
-    """List what about this call only the reference can do."""
+def active_reasons(state: Tensor) -> list[str]:
+    """List what about this call keeps it from the active cells of the torch backend."""
     reasons = []
     if state.dtype not in (torch.float32, torch.float64):
         reasons.append(f"states must be float32 or float64, got {state.dtype}")
-    if state.numel() == 0:
-        reasons.append("the batch is empty")
     if torch.is_autocast_enabled(state.device.type):
         reasons.append("autocast is on, and its rounding is that of the reference operators")
-    if torch._C._are_functorch_transforms_active():
-        reasons.append("torch.func transforms go through the reference operators")
     return reasons
 
 

@@ -15,8 +15,9 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     ["fastnca.life", "fastnca.masks", "fastnca.states", "fastnca.targets", "fastnca.backends"],
     ["fastnca.checks", "fastnca.reference", "fastnca.storage.atomic"],
-    ["fastnca.active", "fastnca.support", "fastnca.storage"],
-    ["fastnca.images", "fastnca.module"],
+    ["fastnca.active", "fastnca.fused", "fastnca.storage"],
+    ["fastnca.images", "fastnca.support"],
+    ["fastnca.module"],
     ["fastnca.pictures", "fastnca.training"],
     ["fastnca.commands", "fastnca"],
     ["fastnca.__main__"],

@@ -234,7 +234,8 @@ def test_life(tmp_path, monkeypatch, pattern):
     assert (tmp_path / f"life-{pattern}.png").is_file()
 
 
-def test_info(capsys):
+def test_info(capsys, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
     assert main(["info"]) == 0
     said = capsys.readouterr().out
     assert f"fastnca {__version__}" in said
@@ -264,6 +265,7 @@ def test_info(capsys):
 )
 def test_refusals_are_one_sentence(arguments, words, model_dir, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
     arguments = [str(model_dir) if word == "MODEL" else word for word in arguments]
     assert main(arguments) == 1
     said = capsys.readouterr()

@@ -9,7 +9,8 @@ import torch
 
 from fastnca import __version__
 from fastnca.backends import ENVIRONMENT_VARIABLE
-from fastnca.support import triton_reasons
+from fastnca.fused import fused_reasons
+from fastnca.states import NUM_CHANNELS
 
 _PACKAGES = ("torch", "triton", "numpy", "matplotlib", "pillow", "safetensors", "tqdm")
 
@@ -28,8 +29,9 @@ def info(_: Namespace) -> int:
     print("backends")
     print(f"  {'reference':<12} yes")
     print(f"  {'torch':<12} yes")
-    reasons = triton_reasons(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    print(f"  {'triton':<12} {'no: ' + '; '.join(reasons) if reasons else 'yes'}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    reasons = fused_reasons(device, torch.float32, NUM_CHANNELS, 128, "ieee")
+    print(f"  {'triton':<12} {'no: ' + ' '.join(reasons) if reasons else 'yes'}")
     chosen = os.environ.get(ENVIRONMENT_VARIABLE)
     print(
         f"{ENVIRONMENT_VARIABLE} is {chosen!r}" if chosen else f"{ENVIRONMENT_VARIABLE} is not set"
