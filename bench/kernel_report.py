@@ -1,6 +1,7 @@
 """Compile every kernel for several GPUs, without one, and report what the compiler made of it.
 
-    python -m bench.kernel_report [--json FILE] [--targets sm_80,sm_90,sm_100] [--large]
+    python -m bench.kernel_report [--json FILE] [--targets sm_80,sm_90,sm_100] [--large] \
+        [--precision fp16]
 
 Registers, spills and instruction counts are read from the machine code, disassembled with the
 tools that ship with Triton. They are static evidence, not timings.
@@ -195,6 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="file to write the records to")
     parser.add_argument("--targets", default=",".join(TARGETS), help="comma-separated, as sm_90")
     parser.add_argument("--large", action="store_true", help="networks of 256 hidden units too")
+    parser.add_argument("--precision", help="only the variants of this precision")
     options = parser.parse_args(arguments)
     print(f"Triton {triton.__version__}, tiles with their warps and constants as launched")
     print(
@@ -204,6 +206,8 @@ def main(arguments: list[str] | None = None) -> int:
     records = []
     for target in options.targets.split(","):
         for variant in variants(target, options.large):
+            if options.precision and OPERAND_DTYPES[options.precision] != variant.operand:
+                continue
             record = examine(variant, target)
             records.append(record)
             print(

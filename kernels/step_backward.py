@@ -98,7 +98,7 @@ def _step_backward_kernel(
     weight2 = tl.load(weight2_ptr + unit[:, None] * CHANNELS + channel[None, :])
     grad1 = tl.zeros((HIDDEN, features), tl.float32)
     grad2 = tl.zeros((HIDDEN, CHANNELS), tl.float32)
-    grad_bias2 = tl.zeros((cells, CHANNELS), tl.float32)
+    grad_bias2 = tl.zeros((cells // 2, CHANNELS), tl.float32)
 
     row, column = cells_of(HEIGHT)
     position = column + OWN
@@ -143,6 +143,10 @@ def _step_backward_kernel(
             pair_status = tl.broadcast_to(status[:, None], (cells, 2 * CHANNELS))
             status = tl.broadcast_to(status[:, None], (cells, CHANNELS))
             alive = has(status, PRE)
+            identity, sobel_x, sobel_y = perceive(
+                source_ptr + cell * CHANNELS + offsets, width * CHANNELS, status, CHANNELS
+            )
+            perceived = join_features(identity, sobel_x, sobel_y, dtype)
             grad = tl.load(passed_in_ptr + cell * CHANNELS + offsets, mask=alive, other=0.0)
             received = perceive_grad(
                 pairs_in_ptr + pair_cell * (2 * CHANNELS) + pair_offsets,
@@ -154,18 +158,14 @@ def _step_backward_kernel(
             if RANDOM:
                 grad_delta = tl.where(has(status, UPDATE), grad, 0.0)
 
-            identity, sobel_x, sobel_y = perceive(
-                source_ptr + cell * CHANNELS + offsets, width * CHANNELS, status, CHANNELS
-            )
-            perceived = join_features(identity, sobel_x, sobel_y, dtype)
-            grad_bias2 += grad_delta
+            grad_bias2 += tl.sum(tl.reshape(grad_delta, (2, cells // 2, CHANNELS)), axis=0)
             grad_delta = grad_delta.to(dtype)
             grad_hidden = tl.dot(weight2, tl.trans(grad_delta), input_precision="ieee")
             hidden = tl.dot(tl.trans(weight1), tl.trans(perceived), input_precision="ieee")
             grad_hidden = tl.where(hidden > 0, grad_hidden, 0.0).to(dtype)
             hidden = rectify(hidden, dtype)
-            grad2 = tl.dot(hidden, grad_delta, grad2, input_precision="ieee")
             grad1 = tl.dot(grad_hidden, perceived, grad1, input_precision="ieee")
+            grad2 = tl.dot(hidden, grad_delta, grad2, input_precision="ieee")
             grad_perceived = tl.trans(tl.dot(weight1, grad_hidden, input_precision="ieee"))
             grad_identity, grad_x, grad_y = split_features(grad_perceived, cells, CHANNELS)
             passed = grad + grad_identity

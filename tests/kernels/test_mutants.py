@@ -78,7 +78,11 @@ MUTANTS = {
         "tl.where(hidden > 0, grad_hidden, 0.0)",
         "grad_hidden",
     ),
-    "bias gradient lost": ("step_backward.py", "grad_bias2 += grad_delta", "grad_bias2 += 0.0"),
+    "bias gradient lost": (
+        "step_backward.py",
+        "tl.load(partial_bias2_ptr) + tl.sum(grad_bias2, axis=0)",
+        "tl.load(partial_bias2_ptr)",
+    ),
     "bias gradient of the first layer lost": (
         "weights.py",
         "taps[0, 3].clone()",
