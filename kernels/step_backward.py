@@ -143,6 +143,7 @@ def _step_backward_kernel(
             pair_status = tl.broadcast_to(status[:, None], (cells, 2 * CHANNELS))
             status = tl.broadcast_to(status[:, None], (cells, CHANNELS))
             alive = has(status, PRE)
+            # The order of these loads and of the products after them decides about spills.
             identity, sobel_x, sobel_y = perceive(
                 source_ptr + cell * CHANNELS + offsets, width * CHANNELS, status, CHANNELS
             )

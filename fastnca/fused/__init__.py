@@ -4,7 +4,6 @@
     operators.py   the torch operators and their fake implementations
     autograd.py    the autograd node
     rollout.py     the loops over steps, forward and backward
-    graphs.py      CUDA graph replay of rollouts
 
 Importing this package needs neither Triton nor a GPU; Triton is imported by the first rollout.
 """
