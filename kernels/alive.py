@@ -167,8 +167,9 @@ def store_flags(flags_ptr, offset, pitch, run, runs, found, HEIGHT: tl.constexpr
     found = found << (tl.arange(0, HEIGHT * RUN) % RUN)
     bytes_ = tl.sum(tl.reshape(found, (HEIGHT, RUN)), axis=1)
     own = flags_ptr.to(tl.pointer_type(tl.uint8)) + (offset + tl.arange(0, HEIGHT) * pitch) * 8
+    own_run = tl.zeros((HEIGHT,), tl.int32) + run
     for part in tl.static_range(2):
         value = (bytes_ >> (part * PRE)).to(tl.uint8)
         tl.store(own + (4 * part + 1), value)
-        tl.store(own + (4 * part + 8), value, mask=run + 1 < runs)
-        tl.store(own + (4 * part - 6), value, mask=run > 0)
+        tl.store(own + (4 * part + 8), value, mask=own_run + 1 < runs)
+        tl.store(own + (4 * part - 6), value, mask=own_run > 0)

@@ -70,7 +70,7 @@ MUTANTS = {
         "visible = has(status, INSIDE)",
         "visible = has(status, PRE)",
     ),
-    "flags not told to the run on the left": ("alive.py", "mask=run > 0", "mask=run < 0"),
+    "flags not told to the run on the left": ("alive.py", "mask=own_run > 0", "mask=own_run < 0"),
     "tiles skipped too eagerly": ("tile.py", "0x3FFC0", "0x0FF00"),
     "gradient through cells that died": ("step_backward.py", "((post & 1) ^ 1)", "(post & 0)"),
     "rectifier not differentiated": (
