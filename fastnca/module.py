@@ -93,7 +93,7 @@ class NeuralCA(reference.NeuralCA):
         if backend == "torch" and state[:, 0].numel() >= _FEWEST_CELLS:
             try:
                 return active_rollout(
-                    state, self._weights(), [None if mask is None else mask[:, 0]], 1
+                    state, self._weights(), [None if mask is None else mask[:, 0]]
                 )
             except OutOfRangeError:
                 pass
@@ -136,7 +136,7 @@ class NeuralCA(reference.NeuralCA):
         if backend == "torch" and steps > 0:
             masks = self._masks(state, steps, update_rate, seed, first_step)
             try:
-                return active_rollout(state, self._weights(), masks, steps)
+                return active_rollout(state, self._weights(), masks)
             except OutOfRangeError:
                 pass
         return self._reference_steps(state, steps, update_rate, seed, first_step)
@@ -184,7 +184,7 @@ class NeuralCA(reference.NeuralCA):
         active = None
         if backend == "torch":
             with contextlib.suppress(OutOfRangeError):
-                active = ActiveState(state, self._weights(), steps)
+                active = ActiveState(state, self._weights())
         yield state
         for first in range(0, steps, every):
             count = min(every, steps - first)

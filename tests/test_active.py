@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastnca import NeuralCA, create_seed, reference
-from fastnca.active import OutOfRangeError, active_rollout, parallel, rollout
+from fastnca.active import OutOfRangeError, active_rollout
 from fastnca.masks import iterate_masks, update_masks
 from tests.helpers import PARAMETERS, copy_weights, excite, relative_error, roll_out
 
@@ -131,7 +131,7 @@ def test_rollout_equals_repeated_steps(grown):
     state = grown.states.double()
     repeated = state
     for _ in range(7):
-        repeated = active_rollout(repeated, model._weights(), [None], 1)
+        repeated = active_rollout(repeated, model._weights(), [None])
     torch.testing.assert_close(model.run_steps(state, 7), repeated, rtol=0, atol=1e-13)
 
 
@@ -174,53 +174,6 @@ def test_repetition_gives_the_same_bits(grown):
     assert torch.equal(first.state, second.state)
     for name, gradient in first.gradients.items():
         assert torch.equal(gradient, second.gradients[name]), name
-
-
-@pytest.mark.parametrize("groups", [2, 3, 4])
-def test_groups_of_images_give_the_same_result(grown, groups, monkeypatch):
-    model, state = grown.model(backend="torch"), grown.states.double()
-    whole = roll_out(model, state, 9, 3)
-    monkeypatch.setattr(parallel, "CELLS_PER_GROUP", 1)
-    monkeypatch.setattr(rollout, "_BLOCK", 4)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(groups)
-    try:
-        living = (state[:, 3] > 0.1).sum(dim=(1, 2))
-        assert len(parallel.split_batch(living, 9)) == groups
-        divided = roll_out(model, state, 9, 3)
-        with torch.inference_mode():
-            assert relative_error(model.run_steps(state, 9, seed=3), whole.state) <= EXACT
-        assert torch.get_num_threads() == groups
-    finally:
-        torch.set_num_threads(threads)
-    assert relative_error(divided.state, whole.state) <= EXACT
-    for name, gradient in whole.gradients.items():
-        assert relative_error(divided.gradients[name], gradient) <= EXACT, name
-
-
-def test_batches_are_divided_evenly(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    living = torch.tensor([9000, 4000, 8000, 5000, 7000, 100, 6000])
-    groups = parallel.split_batch(living, 10)
-    assert sorted(int(image) for group in groups for image in group) == list(range(7))
-    work = [int(living[group].sum()) for group in groups]
-    assert max(work) <= 1.4 * min(work)
-    assert len(parallel.split_batch(living, 1)) == 1
-    assert len(parallel.split_batch(living // 100, 10)) == 1
-    assert len(parallel.split_batch(living[:1], 10)) == 1
-
-
-def test_an_error_in_one_group_is_raised_and_threads_are_put_back(grown, monkeypatch):
-    monkeypatch.setattr(parallel, "CELLS_PER_GROUP", 1)
-    threads = torch.get_num_threads()
-    model, state = grown.model(backend="torch"), grown.states.double()
-    with torch.no_grad():
-        model.update_net[2].weight *= 1e5
-    end = model.run_steps(state, 60, seed=1)
-    expected = copy_weights(model).run_steps(state, 60, seed=1)
-    torch.testing.assert_close(end, expected, rtol=0, atol=0, equal_nan=True)
-    assert end.abs().max() > 1e154  # beyond what active cells accept
-    assert torch.get_num_threads() == threads
 
 
 def test_backward_twice_through_a_retained_graph(grown):
@@ -304,7 +257,7 @@ def test_values_that_are_not_finite_spread_as_in_the_reference(grown, name):
         torch.testing.assert_close(gradient, expected, rtol=0, atol=0, equal_nan=True)
     masks = iterate_masks(3, 0, 6, state.shape, 0.5)
     with pytest.raises(OutOfRangeError):
-        active_rollout(state, model._weights(), masks, 6)
+        active_rollout(state, model._weights(), masks)
 
 
 @pytest.mark.parametrize("parameter", PARAMETERS)

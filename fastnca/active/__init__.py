@@ -4,8 +4,7 @@
     network.py    gather with Sobel, the MLP, and their transposes, on a list of cells
     forward.py    steps forward, keeping what each step overwrote
     backward.py   steps backward, undoing and differentiating
-    parallel.py   groups of images on threads of their own
-    rollout.py    a batch on its way through a rollout, and the autograd node
+    rollout.py    the autograd node
 
 Which cells are active. Let D be the 3x3 dilation and pre = D(alpha > 0.1). A cell outside pre
 ends the step at zero, but its updated alpha can keep a neighbour in pre alive; so the forward

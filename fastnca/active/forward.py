@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,15 +27,12 @@ class StepRecord:
     """What one step overwrote.
 
     Attributes:
-        SIZE: number of tensors.
         cells: `[n]` int64, rows whose update was computed.
         old: `[n, C]`, their values before the step.
         gone: `[k]` int64, rows that the step set to zero because they are not alive.
         gone_old: `[k, C]`, their values before the step.
         alive: `[N]` bool, the rows that are alive after the step.
     """
-
-    SIZE: ClassVar[int] = 5
 
     cells: Tensor
     old: Tensor

@@ -4,7 +4,6 @@ Rows are `[N, C]` with the margin of `grid.py`; perceived features are k-major, 
 all channels through the identity, then through Sobel-x, then through Sobel-y.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 
@@ -193,13 +192,3 @@ class NetworkGrad:
             self.weight2.view(channels, hidden, 1, 1),
             self.bias2,
         )
-
-
-def sum_gradients(parts: Sequence[NetworkGrad]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Add the gradients of the groups of a batch, in their order."""
-    total = [gradient.clone() for gradient in parts[0].to_convolutions()]
-    for part in parts[1:]:
-        for gradient, more in zip(total, part.to_convolutions(), strict=True):
-            gradient += more
-    w1, b1, w2, b2 = total
-    return w1, b1, w2, b2
