@@ -1,11 +1,11 @@
 import os
 
-os.environ.setdefault("MPLBACKEND", "Agg")
-if not os.environ.get("CUDA_VISIBLE_DEVICES"):
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports a kernel
-
 import pytest
 import torch
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports a kernel
 
 from tests.helpers import Grown, load_grown
 

@@ -55,7 +55,7 @@ def fused_rollout(
         _refuse_tangents(tensors)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     settings = (steps, float(update_rate), precision, checkpoint_every)
-    result: Tensor = _Rollout.apply(*tensors, counter, settings, keep)[0]  # type: ignore[no-untyped-call]
+    result: Tensor = _Rollout.apply(*tensors, counter, settings, keep)[0]
     return result
 
 
@@ -70,7 +70,7 @@ def make_counter(seed: int | Tensor, first_step: int, device: torch.device) -> T
 
 def _refuse_tangents(tensors: tuple[Tensor, ...]) -> None:
     """Raise where forward-mode differentiation would lose a tangent."""
-    duals = (unpack_dual(tensor) for tensor in tensors)  # type: ignore[no-untyped-call]
+    duals = (unpack_dual(tensor) for tensor in tensors)
     if any(dual.tangent is not None for dual in duals):
         raise NotImplementedError(
             "the triton backend has no forward-mode derivative; use backend='reference'"
@@ -111,7 +111,7 @@ class _Rollout(torch.autograd.Function):
         if grad is None:
             return (None,) * 8
         state, w1, b1, w2, b2, counter, states, flags = ctx.saved_tensors
-        grads = _RolloutGrad.apply(  # type: ignore[no-untyped-call]
+        grads = _RolloutGrad.apply(
             grad, state, w1, b1, w2, b2, counter, states, flags, ctx.settings
         )
         needed = ctx.needs_input_grad

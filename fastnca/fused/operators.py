@@ -103,7 +103,7 @@ def _rollout_backward(
     return run_backward(grad, states, flags, (w1, b1, w2, b2), counter, plan)
 
 
-@torch.library.register_fake("fastnca::rollout_forward")  # type: ignore[untyped-decorator]
+@torch.library.register_fake("fastnca::rollout_forward")
 def _fake_forward(
     state: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,7 +112,7 @@ def _fake_forward(
     return torch.empty_like(state, memory_format=torch.contiguous_format), states, flags
 
 
-@torch.library.register_fake("fastnca::rollout_backward")  # type: ignore[untyped-decorator]
+@torch.library.register_fake("fastnca::rollout_backward")
 def _fake_backward(
     grad: Tensor,
     states: Tensor,
