@@ -57,8 +57,15 @@ def create_seed(
 
 
 def get_visible_state(state: Tensor) -> Tensor:
-    """Return the RGBA channels of `state` `[B, C, H, W]`, clamped to [0, 1]: `[B, 4, H, W]`."""
-    return torch.clamp(state[:, :4, :, :], 0, 1)
+    """Return the RGBA channels of `state` `[B, C, H, W]`, clamped to [0, 1]: `[B, 4, H, W]`.
+
+    The gradient is 1 inside of the interval and at both ends, and 0 outside, on every torch.
+    `torch.clamp` had that gradient for years; in torch 2.15 it is 0 at the ends, where all
+    colours of a seed lie, so that the tutorial's own function stops its model from learning.
+    """
+    rgba = state[:, :4, :, :]
+    inside = (rgba >= 0) & (rgba <= 1)
+    return torch.where(inside, rgba, rgba.detach().clamp(0, 1))
 
 
 def rectangle(height: int, width: int, box: tuple[int, int, int, int]) -> Tensor:

@@ -78,6 +78,13 @@ def test_visible_state_is_clamped_rgba():
     assert torch.equal(visible, tutorial.get_visible_state(state))
 
 
+def test_visible_state_has_a_gradient_at_both_ends_on_every_torch():
+    state = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0, float("nan")]).view(1, 1, 1, 6)
+    state = state.expand(1, 4, 1, 6).clone().requires_grad_()
+    get_visible_state(state).sum().backward()
+    assert state.grad[0, 0, 0].tolist() == [0, 1, 1, 1, 0, 0]
+
+
 @pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.parametrize("size", [24, 64])
 def test_drawn_targets_are_premultiplied_shapes(name, size):

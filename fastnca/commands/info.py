@@ -40,6 +40,8 @@ def info(_: Namespace) -> int:
 
 
 def _version(package: str) -> str:
+    if package == "torch":
+        return torch.__version__  # names the build, for instance +cpu
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
