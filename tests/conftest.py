@@ -10,18 +10,6 @@ if not torch.cuda.is_available():
 from tests.helpers import Grown, load_grown
 
 
-def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="also run the checks marked slow")
-
-
-def pytest_collection_modifyitems(config, items):
-    if config.getoption("--slow"):
-        return
-    for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="long check: run with --slow"))
-
-
 @pytest.fixture(autouse=True)
 def _seeded(monkeypatch):
     monkeypatch.delenv("FASTNCA_BACKEND", raising=False)
