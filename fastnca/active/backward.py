@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastnca.active.forward import StepRecord
-from fastnca.active.grid import Grid
+from fastnca.active.grid import Grid, indices, wide
 from fastnca.active.network import Network, NetworkGrad, stencil
 
 
@@ -60,14 +60,13 @@ def run_backward(
         before = grid.interior if first else records[step - 1].alive
         if live.shape[0]:
             sent.flags.index_fill_(0, live, True)
-            receivers = sent.dilate(reached).bitwise_and_(before).nonzero().view(-1)
+            receivers = indices(sent.dilate(reached).bitwise_and_(before))
             sent.flags.index_fill_(0, live, False)
-            grad_features.index_copy_(0, live, grad_live)
+            wide(grad_features).index_copy_(0, live, wide(grad_live))
             received = filters.perceive_grad(grad_features, receivers)
             received += grad.index_select(0, receivers)
-            grad.index_copy_(0, receivers, received)
-            grad_features.index_fill_(0, live, 0)
+            wide(grad).index_copy_(0, receivers, wide(received))
+            wide(grad_features).index_fill_(0, live, 0)
         if not first:
-            born = (record.alive > before).nonzero().view(-1)
-            grad.index_fill_(0, born, 0)
+            wide(grad).index_fill_(0, indices(record.alive > before), 0)
     return sums

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fastnca.active.grid import Grid
+from fastnca.active.grid import Grid, indices, wide
 from fastnca.active.network import Network, stencil
 from fastnca.states import ALIVE_THRESHOLD, ALPHA
 
@@ -46,8 +46,9 @@ class StepRecord:
 
     def undo(self, rows: Tensor) -> None:
         """Turn `rows` `[N, C]` after the step into the rows before it, bit for bit."""
-        rows.index_copy_(0, self.cells, self.old)
-        rows.index_copy_(0, self.gone, self.gone_old)
+        target = wide(rows)
+        target.index_copy_(0, self.cells, wide(self.old))
+        target.index_copy_(0, self.gone, wide(self.gone_old))
 
 
 @dataclass
@@ -108,7 +109,7 @@ class Stepper:
             torch.bitwise_and(reach, grid.interior, out=near)
         else:
             torch.bitwise_and(grid.inside(reach), mask, out=grid.inside(near))
-        cells = near.nonzero().view(-1)
+        cells = indices(near)
         old = rows.index_select(0, cells)
         new = old
         updated = self._updated.flags.copy_(self._visible.flags)
@@ -121,11 +122,10 @@ class Stepper:
         alive &= pre
         alive &= grid.interior
         lost = (self._occupied | near) > alive
-        gone = lost.nonzero().view(-1)
+        gone = indices(lost)
         gone_old = rows.index_select(0, gone)
 
-        rows.index_copy_(0, cells, new)
-        rows.index_fill_(0, gone, 0)
+        wide(rows).index_copy_(0, cells, wide(new)).index_fill_(0, gone, 0)
         torch.bitwise_and(updated, alive, out=self._visible.flags)
         self._occupied = alive
         return StepRecord(cells, old, gone, gone_old, alive)

@@ -8,6 +8,7 @@ then rows at fixed distances, and none of them needs a border test.
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,6 +64,26 @@ class Grid:
     def plane(self) -> "Plane":
         """Return a plane of False flags."""
         return Plane(self)
+
+
+def wide(rows: Tensor) -> Tensor:
+    """View `rows` `[n, C]`, contiguous, as elements of 16 bytes if C allows it.
+
+    On a CPU `index_copy_` and `index_fill_` move one element at a time, whatever its size.
+    """
+    if rows.shape[1] * rows.element_size() % 16:
+        return rows
+    return rows.view(torch.complex128)
+
+
+def indices(flags: Tensor) -> Tensor:
+    """Return where `flags` `[N]` bool are set: `[n]` int64, ascending.
+
+    On a CPU numpy finds them three times as fast as `torch.nonzero`.
+    """
+    if flags.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(flags.numpy()))
+    return flags.nonzero().view(-1)
 
 
 class Plane:
