@@ -1,34 +1,40 @@
 """Keep the weights that grow best, by what a person will look at."""
 
 import math
+from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
+from fastnca.module import NeuralCA
 from fastnca.states import get_visible_state
 from fastnca.training.step import StepResult
 from fastnca.training.trainer import PoolTrainer
 
-GROWTH_STEPS = (80, 100)
+GROWTH_STEPS = (60, 80, 100)
 """Steps from the seed after which a model's growth is compared with the target."""
 
 _MASK_SEED = 0
 
 
-def growth_loss(trainer: PoolTrainer) -> float:
+def growth_loss(model: NeuralCA, trainer: PoolTrainer) -> float:
     """Grow from the seed, with random updates as in training, and compare with the target.
 
     The loss of a training batch says little about that: it depends on which states were drawn
     and on how many steps they had, and it swings from one iteration to the next.
 
     Args:
-        trainer: whose model and target are used; nothing of it is changed.
+        model: the model to look at, in training mode; it is not changed.
+        trainer: whose seed state, target and update rate are used.
 
     Returns:
         Mean squared error of clamped RGBA, averaged over `GROWTH_STEPS`; always with the same
         masks.
     """
-    model, state, losses, done = trainer.model, trainer.seed_state, [], 0
+    state, losses, done = trainer.seed_state, [], 0
     rate = trainer.config.update_rate
     with torch.no_grad():
         for steps in GROWTH_STEPS:
@@ -39,35 +45,63 @@ def growth_loss(trainer: PoolTrainer) -> float:
 
 
 class BestWeights:
-    """Weights with the lowest growth loss so far; pass it to `PoolTrainer.fit` as `on_step`.
+    """Averaged weights with the lowest growth loss; pass it to `PoolTrainer.fit` as `on_step`.
+
+    The weights of single iterations jump about the ones that grow well; their exponential moving
+    average does not. It is compared with the target from time to time in the second half of a
+    run.
 
     Args:
         trainer: the run to watch.
         every: iterations between two looks; the first half of the run is not looked at.
+        decay: of the average per iteration, in [0, 1]; after n iterations at most
+            (1 + n) / (10 + n), so that a short run is not held back by its first weights.
 
     Attributes:
         loss: the lowest growth loss, infinite before the first look.
         iteration: when it was reached.
-        weights: the model's `state_dict` then.
+        weights: the averaged `state_dict` then.
     """
 
-    def __init__(self, trainer: PoolTrainer, every: int = 5) -> None:
+    def __init__(self, trainer: PoolTrainer, every: int = 25, decay: float = 0.98) -> None:
         self._trainer = trainer
         self._every = every
+        self._averaged = AveragedModel(trainer.model, avg_fn=_moving_average(decay)).train()
         self.loss = math.inf
         self.iteration = trainer.iteration
         self.weights = trainer.copy_weights()
 
+    @property
+    def average(self) -> NeuralCA:
+        """The averaged model."""
+        return cast(NeuralCA, self._averaged.module)
+
     def __call__(self, result: StepResult) -> None:
-        """Look at the model if it is time to."""
+        """Average the weights, and look at them if it is time to."""
+        if not result.skipped:
+            self._averaged.update_parameters(self._trainer.model)
         total = self._trainer.config.iterations
         due = result.iteration % self._every == 0 or result.iteration == total
         if due and 2 * result.iteration >= total and not result.skipped:
             self.look()
 
     def look(self) -> None:
-        """Compare the model as it is now with the best so far."""
-        loss = growth_loss(self._trainer)
+        """Compare the average as it is now with the best so far."""
+        loss = growth_loss(self.average, self._trainer)
         if loss < self.loss:
             self.loss, self.iteration = loss, self._trainer.iteration
-            self.weights = self._trainer.copy_weights()
+            self.weights = _copy(self.average.state_dict())
+
+
+def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """Return the update of an exponential moving average that starts out short."""
+
+    def update(average: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+        weight = max(1 - decay, 9 / (10 + float(count)))
+        return torch.lerp(average, value, weight)
+
+    return update
+
+
+def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in weights.items()}
