@@ -72,7 +72,7 @@ def _add_option(group: "argparse._ArgumentGroup", option: "Field[Any]") -> None:
     """Add the flag of one field of `TrainConfig`; without it the preset decides."""
     flag = "--" + option.name.replace("_", "-")
     if option.name == "seed":
-        group.add_argument(flag, type=int, default=0, help="fixes every random choice (0)")
+        group.add_argument(flag, type=int, default=2, help="fixes every random choice (2)")
     elif isinstance(option.default, bool):
         group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
     elif isinstance(option.default, tuple):
@@ -83,20 +83,22 @@ def _add_option(group: "argparse._ArgumentGroup", option: "Field[Any]") -> None:
 
 
 def _add_grow(parser: argparse.ArgumentParser) -> None:
-    from fastnca.commands.show import grow
+    from fastnca.commands.show import GROW_STEPS, grow
 
     parser.set_defaults(run=grow)
     _add_model(parser)
-    parser.add_argument("--steps", type=_count, default=100, help="steps of the rollout (100)")
+    help_text = f"steps of the rollout ({GROW_STEPS})"
+    parser.add_argument("--steps", type=_count, default=GROW_STEPS, help=help_text)
 
 
 def _add_regenerate(parser: argparse.ArgumentParser) -> None:
-    from fastnca.commands.show import regenerate
+    from fastnca.commands.show import GROW_STEPS, REGROW_STEPS, regenerate
 
     parser.set_defaults(run=regenerate)
     _add_model(parser)
-    parser.add_argument("--grow-steps", type=_count, default=100, help="steps before (100)")
-    parser.add_argument("--steps", type=_count, default=100, help="steps after the damage (100)")
+    before, after = f"steps before the damage ({GROW_STEPS})", f"steps after it ({REGROW_STEPS})"
+    parser.add_argument("--grow-steps", type=_count, default=GROW_STEPS, help=before)
+    parser.add_argument("--steps", type=_count, default=REGROW_STEPS, help=after)
     parser.add_argument("--damage", choices=("rectangle", "disc"), default="rectangle")
     box = ("TOP", "LEFT", "BOTTOM", "RIGHT")
     parser.add_argument("--box", type=int, nargs=4, metavar=box, help="of the rectangle, in cells")

@@ -23,7 +23,13 @@ from fastnca.pictures.render import Pixels, seed_of
 from fastnca.states import disc, rectangle
 from fastnca.storage.atomic import write_atomically
 
-GIF_EVERY = 2  # steps from frame to frame
+GIF_EVERY = 4  # steps from frame to frame
+GROW_STEPS = 320
+"""Steps of a rollout in pictures: four times as many as in training, so that it shows whether a
+pattern stays what it became."""
+
+REGROW_STEPS = 160
+"""Steps after the damage in pictures."""
 
 LIFE_PATTERNS = {
     "glider": (".#.", "..#", "###"),
@@ -103,7 +109,7 @@ def _regeneration_gif(
 
 
 def _frames(states: Iterator[Tensor]) -> Iterator[Pixels]:
-    """Yield every second state, and the last one, as pixels."""
+    """Yield every fourth state, and the last one, as pixels."""
     step = -1
     for step, state in enumerate(states):
         last = state

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastnca import __version__
 from fastnca.commands.output import save_figure
-from fastnca.commands.show import MASK_SEED, growth_gif
+from fastnca.commands.show import GROW_STEPS, MASK_SEED, REGROW_STEPS, growth_gif
 from fastnca.images import load_target
 from fastnca.module import NeuralCA
 from fastnca.pictures import plot_loss, visualize_growth, visualize_regeneration
@@ -23,7 +23,6 @@ from fastnca.training import BestWeights, DivergedError, PoolTrainer, TrainConfi
 
 DIVERGED = 3
 _OWN_FILES = ("config.json", "trainer.json", "metrics.csv")
-_GIF_STEPS = 120
 
 
 def train(arguments: Namespace) -> int:
@@ -141,7 +140,8 @@ def _draw(trainer: PoolTrainer, out: Path) -> None:
     """Draw loss, growth and regeneration."""
     model, size = trainer.model, trainer.target.shape[-1]
     save_figure(plot_loss(trainer.losses), out / "loss.png")
-    save_figure(visualize_growth(model, size, mask_seed=MASK_SEED), out / "growth.png")
-    figure = visualize_regeneration(model, size, mask_seed=MASK_SEED)
+    figure = visualize_growth(model, size, GROW_STEPS, mask_seed=MASK_SEED)
+    save_figure(figure, out / "growth.png")
+    figure = visualize_regeneration(model, size, GROW_STEPS, REGROW_STEPS, mask_seed=MASK_SEED)
     save_figure(figure, out / "regeneration.png")
-    write_atomically(out / "growth.gif", growth_gif(model, size, _GIF_STEPS, MASK_SEED))
+    write_atomically(out / "growth.gif", growth_gif(model, size, GROW_STEPS, MASK_SEED))

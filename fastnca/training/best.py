@@ -14,8 +14,9 @@ from fastnca.states import get_visible_state
 from fastnca.training.step import StepResult
 from fastnca.training.trainer import PoolTrainer
 
-GROWTH_STEPS = (60, 80, 100)
-"""Steps from the seed after which a model's growth is compared with the target."""
+GROWTH_STEPS = (80, 160, 240, 320)
+"""Steps from the seed after which a model's growth is compared with the target: a pattern that
+grows up to the target and on through it is not one that became it."""
 
 _MASK_SEED = 0
 
@@ -63,7 +64,7 @@ class BestWeights:
         weights: the averaged `state_dict` then.
     """
 
-    def __init__(self, trainer: PoolTrainer, every: int = 25, decay: float = 0.98) -> None:
+    def __init__(self, trainer: PoolTrainer, every: int = 50, decay: float = 0.98) -> None:
         self._trainer = trainer
         self._every = every
         self._averaged = AveragedModel(trainer.model, avg_fn=_moving_average(decay)).train()
