@@ -26,14 +26,18 @@ from triton.compiler import ASTSource
 
 from fastnca.fused.support import size_reasons
 from fastnca.kernels import OPERAND_DTYPES, choose_launch
+from fastnca.kernels.gradients import BLOCK, FILL_BLOCK, ROWS
 from fastnca.kernels.launch import OPTIONS, RUN_CELLS
+from fastnca.kernels.weights import PACK_BLOCK
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)")
 FLOATS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-INTEGERS = {"slot", "source", "target", "step", "batch", "height", "width", "flag_rows"}
-INTEGERS |= {"flag_pitch", "update_limit"}
+INTEGERS = {"source", "target", "step", "batch", "height", "width", "flag_rows", "flag_pitch"}
+INTEGERS |= {"update_limit", "most", "slots", "base", "rows", "channels", "hidden"}
+LONG_INTEGERS = {"seed", "first_step", "steps", "words", "pair_numbers"}
+LONG_INTEGERS |= {f"{name}_size" for name in ("state", "w1", "b1", "w2", "b2")}
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,10 @@ class Variant:
 
     @property
     def cells(self) -> int:
-        """Cells of one tile."""
-        return int(self.constants["HEIGHT"]) * RUN_CELLS
+        """Cells of one tile; for kernels that do not walk over cells, numbers of one block."""
+        if "HEIGHT" in self.constants:
+            return int(self.constants["HEIGHT"]) * RUN_CELLS
+        return int(self.constants["BLOCK"])
 
 
 @dataclass(frozen=True)
@@ -103,11 +109,19 @@ def variants(target: str, large: bool = False) -> Iterator[Variant]:
                     operand,
                     config.num_warps,
                 )
-    tile = {"CHANNELS": 16, "PADDED": 16, "HEIGHT": 8}
     half = torch.float16
+    tile = {"CHANNELS": 16, "PADDED": 16, "HEIGHT": 8}
     yield Variant("start_forward", "c16", "start", tile, half, 4)
     yield Variant("finish_forward", "c16", "finish", tile, half, 4)
-    yield Variant("finish_backward", "fp16-c16", "finish", tile, half, 4)
+    scaled, checked = {**tile, "SCALED": True}, {**tile, "CHECKED": True}
+    yield Variant("start_backward", "fp16-c16", "start", scaled, half, 4)
+    yield Variant("finish_backward", "fp16-c16", "finish", checked, half, 4)
+    sizes = {"CHANNELS": 16, "HIDDEN": 128}
+    written = {"COUNTER": True, "SEED_GIVEN": False, "STEPS_GIVEN": False, "BLOCK": PACK_BLOCK}
+    yield Variant("pack_weights", "fp16-c16-h128", "weights", {**sizes, **written}, half, 4)
+    reduced = {**sizes, "CHECKED": True, "ROWS": ROWS, "BLOCK": BLOCK}
+    yield Variant("reduce_gradients", "fp16-c16-h128", "gradients", reduced, half, 4)
+    yield Variant("poison", "fp32", "gradients", {"BLOCK": FILL_BLOCK}, half, 4)
 
 
 def compile_variant(variant: Variant, target: str) -> Any:
@@ -135,11 +149,13 @@ def _type_of(name: str, constants: dict[str, Any], operand: str) -> str:
         return "constexpr"
     if name in INTEGERS:
         return "i32"
+    if name in LONG_INTEGERS:
+        return "i64"
     if name == "threshold":
         return "fp32"
-    if name in ("flags_ptr", "counter_ptr"):
+    if name in ("flags_ptr", "counter_ptr", "seed_ptr", "steps_ptr"):
         return "*i64"
-    if name in ("weight1_ptr", "weight2_ptr", "pairs_ptr"):
+    if name in ("weights_ptr", "pairs_ptr"):
         return f"*{operand}"
     return "*fp32"
 

@@ -4,26 +4,29 @@ This package is a leaf: it imports torch, Triton and itself. Equations are in `R
 """
 
 from .finish import finish_backward, finish_forward
+from .gradients import poison, reduce_gradients
 from .launch import (
     LaunchConfig,
     Rule,
     choose_launch,
+    count_tiles,
     device_facts,
+    device_guard,
     flag_rows,
     flag_runs,
     pair_cells,
 )
-from .start import start_forward
+from .start import start_backward, start_forward
 from .step_backward import step_backward
 from .step_forward import step_forward
 from .weights import (
     OPERAND_DTYPES,
     Weights,
+    empty_weights,
     pack_weights,
     padded_channels,
     padded_hidden,
     partial_size,
-    unpack_gradients,
 )
 
 __all__ = [
@@ -32,7 +35,10 @@ __all__ = [
     "Rule",
     "Weights",
     "choose_launch",
+    "count_tiles",
     "device_facts",
+    "device_guard",
+    "empty_weights",
     "finish_backward",
     "finish_forward",
     "flag_rows",
@@ -42,8 +48,10 @@ __all__ = [
     "padded_hidden",
     "pair_cells",
     "partial_size",
+    "poison",
+    "reduce_gradients",
+    "start_backward",
     "start_forward",
     "step_backward",
     "step_forward",
-    "unpack_gradients",
 ]

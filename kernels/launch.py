@@ -122,7 +122,7 @@ def device_guard(device: torch.device) -> Any:
     return nullcontext()
 
 
-_compiled: dict[Any, Any] = {}
+_compiled: dict[Any, tuple[Any, Any]] = {}
 
 
 def launch(
@@ -137,7 +137,8 @@ def launch(
 
     Triton's own launcher classifies every argument of every call. Here all pointers are starts of
     allocations (16-byte aligned) and no scalar is specialised, so the constants, the operands'
-    type and the device identify the compiled kernel.
+    type and the device identify the compiled kernel. The tensors' device must be the current one
+    (`device_guard`): a rollout sees to that once.
 
     Args:
         kernel: a `triton.jit` function.
@@ -149,15 +150,12 @@ def launch(
     """
     if programs == 0:
         return
-    device = tensors[0].device
-    key = (kernel, device, tuple(tensor.dtype for tensor in tensors), constants, num_warps)
-    with device_guard(device):
-        compiled = _compiled.get(key)
-        if compiled is None:
-            compiled = kernel[(programs,)](
-                *tensors, *scalars, *constants, num_warps=num_warps, **OPTIONS
-            )
-            if compiled is not None:
-                _compiled[key] = compiled
-            return
-        compiled[(programs, 1, 1)](*tensors, *scalars, *constants)
+    dtypes = [tensor.dtype for tensor in tensors]
+    key = (id(kernel), tensors[0].device, constants, num_warps, *dtypes)
+    known = _compiled.get(key)
+    if known is not None:
+        known[1][(programs, 1, 1)](*tensors, *scalars, *constants)
+        return
+    compiled = kernel[(programs,)](*tensors, *scalars, *constants, num_warps=num_warps, **OPTIONS)
+    if compiled is not None:
+        _compiled[key] = (kernel, compiled)  # the kernel too, so that its id stays its own

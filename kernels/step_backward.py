@@ -21,7 +21,7 @@ from .launch import LaunchConfig, Rule, count_tiles, launch
 from .mask import draw_update
 from .perceive import join_features, perceive, perceive_grad, rectify, split_features
 from .tile import advance, any_kept, cells_of, first_cell, first_word, locate
-from .weights import Weights
+from .weights import Weights, load_weights
 
 
 @triton.jit(
@@ -40,8 +40,7 @@ def _step_backward_kernel(
     flags_ptr,
     passed_ptr,
     pairs_ptr,
-    weight1_ptr,
-    weight2_ptr,
+    weights_ptr,
     counter_ptr,
     partials_ptr,
     source,
@@ -56,7 +55,7 @@ def _step_backward_kernel(
     RANDOM: tl.constexpr,
     HEIGHT: tl.constexpr,
 ):
-    """Take the gradient back through one step, and add up the gradients of the weights.
+    """Take the gradient back through one step, unless the rollout has ended before it.
 
         ĝ  = g ⊙ alive(s) ⊙ alive(ŝ),   δ = m ⊙ ĝ                        (equations 8, 9)
         ∂h = (W₂ᵀ δ) ⊙ [h > 0],         ∂p = W₁ᵀ ∂h                      (equations 10, 11)
@@ -69,9 +68,12 @@ def _step_backward_kernel(
 
     Products are laid out with hidden units as rows: the activations then enter the products for
     the weight gradients from registers. Those sums stay in registers over all tiles and end in
-    this program's own row of `partials`; the loop's order is fixed, so are the bits.
+    this program's own row of `partials`, which the rollout's last step, the first to come here,
+    overwrites. The loop's order is fixed, so are the bits.
     """
-    dtype: tl.constexpr = weight1_ptr.dtype.element_ty
+    if step >= tl.load(counter_ptr + 2):
+        return
+    dtype: tl.constexpr = weights_ptr.dtype.element_ty
     cells: tl.constexpr = HEIGHT * RUN
     features: tl.constexpr = 4 * CHANNELS
     runs = tl.cdiv(width, RUN)
@@ -94,8 +96,7 @@ def _step_backward_kernel(
     unit = tl.arange(0, HIDDEN)
     channel = tl.arange(0, CHANNELS)
     both = tl.arange(0, 2 * CHANNELS)
-    weight1 = tl.load(weight1_ptr + feature[:, None] * HIDDEN + unit[None, :])
-    weight2 = tl.load(weight2_ptr + unit[:, None] * CHANNELS + channel[None, :])
+    weight1, weight2 = load_weights(weights_ptr, CHANNELS, HIDDEN)
     grad1 = tl.zeros((HIDDEN, features), tl.float32)
     grad2 = tl.zeros((HIDDEN, CHANNELS), tl.float32)
     grad_bias2 = tl.zeros((cells // 2, CHANNELS), tl.float32)
@@ -185,14 +186,16 @@ def _step_backward_kernel(
     # Pointers that lived through the loop would cost it registers.
     size: tl.constexpr = (features + CHANNELS) * HIDDEN + CHANNELS
     partial_ptr = partials_ptr + program.to(tl.int64) * size
+    later = step + 1 < tl.load(counter_ptr + 2)
     partial1_ptr = partial_ptr + unit[:, None] + feature[None, :] * HIDDEN
-    tl.store(partial1_ptr, tl.load(partial1_ptr) + grad1)
+    tl.store(partial1_ptr, tl.load(partial1_ptr, mask=later, other=0.0) + grad1)
     partial_ptr += features * HIDDEN
     partial2_ptr = partial_ptr + unit[:, None] * CHANNELS + channel[None, :]
-    tl.store(partial2_ptr, tl.load(partial2_ptr) + grad2)
+    tl.store(partial2_ptr, tl.load(partial2_ptr, mask=later, other=0.0) + grad2)
     partial_ptr += HIDDEN * CHANNELS
     partial_bias2_ptr = partial_ptr + channel
-    tl.store(partial_bias2_ptr, tl.load(partial_bias2_ptr) + tl.sum(grad_bias2, axis=0))
+    grad_bias2 = tl.sum(grad_bias2, axis=0)
+    tl.store(partial_bias2_ptr, tl.load(partial_bias2_ptr, mask=later, other=0.0) + grad_bias2)
 
 
 def step_backward(
@@ -207,7 +210,7 @@ def step_backward(
     rule: Rule,
     config: LaunchConfig,
 ) -> None:
-    """Take the gradient back through one step, and add to the gradients of the weights.
+    """Take the gradient back through one step; do nothing if the rollout has fewer steps.
 
     Args:
         states: `[slots, B, H, W, CP]` float32.
@@ -215,7 +218,7 @@ def step_backward(
         carried: `passed` `[2, B, H, W, CP]` float32 and `pairs` `[2, B, H, W, CP, 2]` operands,
             the gradient in two parts (equation 12); half `step % 2` is written, the other read.
         weights: the packed weights.
-        counter: `[2]` int64, seed and number of the rollout's first step.
+        counter: `[3]` int64: seed, number of the rollout's first step, number of its steps.
         partials: `[programs, partial_size]` float32; every program adds to its own row.
         source: the slot of the state before the step.
         step: steps since the rollout's first.
@@ -227,8 +230,8 @@ def step_backward(
     launch(
         _step_backward_kernel,
         min(tiles, config.programs),
-        (states, flags, *carried, weights.weight1, weights.weight2, counter, partials),
+        (states, flags, *carried, weights.packed, counter, partials),
         (source, step, batch, height, width, flags.shape[2], rule.limit),
-        (channels, weights.weight1.shape[1], rule.random, config.tile_height),
+        (channels, weights.hidden, rule.random, config.tile_height),
         config.num_warps,
     )

@@ -60,3 +60,9 @@ def any_kept(flags_ptr, word, runs, HEIGHT: tl.constexpr):
     pair = tl.load(pair_ptr, mask=row < HEIGHT + 2 * MARGIN, other=0)
     reach: tl.constexpr = 0x3FFC0  # two cells on either side of the word's own run
     return tl.max((pair >> 32).to(tl.int32) & reach, axis=0) != 0
+
+
+@triton.jit
+def numbers_of(block, BLOCK: tl.constexpr):
+    """Return the numbers of the elements of block number `block` of a flat array, int64."""
+    return (tl.zeros((BLOCK,), tl.int64) + block) * BLOCK + tl.arange(0, BLOCK)

@@ -1,9 +1,20 @@
-"""The network's weights in the layout of the step kernels."""
+"""The network's weights in the layout of the step kernels, and their gradients taken out of it.
+
+Packed weights are one array of operands: `[4*CP, HP]` of the first layer, `[HP, CP]` of the
+second, then `[CP]` float32 numbers, the second bias. Row 4c + k of the first part meets feature k
+of channel c. The Sobel rows carry the filters' 1/8; the constant features of channels 0 and 1
+carry the first bias and what rounding it to the operands' type left over.
+"""
 
 from dataclasses import dataclass
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+
+from .launch import launch
+from .tile import numbers_of
 
 OPERAND_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "ieee": torch.float32}
 """Type of the MMA operands by precision."""
@@ -11,22 +22,23 @@ OPERAND_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "ieee": torch.f
 SLOTS = 4
 """Features per channel: identity, Sobel-x, Sobel-y and the constant 1."""
 
+PACK_BLOCK = 1024
+MOST_PACK_PROGRAMS = 1024
+
 
 @dataclass(frozen=True)
 class Weights:
     """Packed weights.
 
     Attributes:
-        weight1: `[4*CP, HP]` operands; row 4c + k meets feature k of channel c. The Sobel rows
-            carry the filters' 1/8. The constant features of channels 0 and 1 carry the bias
-            and what rounding it to the operands' type left over.
-        weight2: `[HP, CP]` operands.
-        bias2: `[CP]` float32.
+        packed: `[packed_size]` operands.
+        channels: padded channels CP.
+        hidden: padded hidden units HP.
     """
 
-    weight1: Tensor
-    weight2: Tensor
-    bias2: Tensor
+    packed: Tensor
+    channels: int
+    hidden: int
 
 
 def padded_channels(channels: int) -> int:
@@ -39,62 +51,148 @@ def padded_hidden(hidden: int) -> int:
     return max(16, 1 << (hidden - 1).bit_length())
 
 
-def pack_weights(w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, dtype: torch.dtype) -> Weights:
-    """Pack the parameters of the two 1x1 convolutions.
-
-    Args:
-        w1: `[hidden, 3*C, 1, 1]`.
-        b1: `[hidden]`.
-        w2: `[C, hidden, 1, 1]`.
-        b2: `[C]`.
-        dtype: type of the MMA operands.
-
-    Returns:
-        The packed weights.
-    """
-    channels, hidden = w2.shape[:2]
+def empty_weights(channels: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Weights:
+    """Allocate packed weights for a network of `channels` channels and `hidden` hidden units."""
     wide, tall = padded_channels(channels), padded_hidden(hidden)
-    weight1 = torch.zeros(wide, SLOTS, tall, dtype=torch.float32, device=w1.device)
-    taps = w1.detach().view(hidden, channels, 3).permute(1, 2, 0)
-    weight1[:channels, 0, :hidden] = taps[:, 0]
-    weight1[:channels, 1:3, :hidden] = taps[:, 1:] * 0.125
-    weight1[0, 3, :hidden] = b1.detach().to(dtype)
-    weight1[1, 3, :hidden] = b1.detach() - weight1[0, 3, :hidden]
-    weight2 = torch.zeros(tall, wide, dtype=dtype, device=w1.device)
-    weight2[:hidden, :channels] = w2.detach().view(channels, hidden).T
-    bias2 = torch.zeros(wide, dtype=torch.float32, device=w1.device)
-    bias2[:channels] = b2.detach()
-    return Weights(weight1.view(SLOTS * wide, tall).to(dtype), weight2, bias2)
+    size = (SLOTS + 1) * wide * tall + wide * (4 // dtype.itemsize)
+    return Weights(torch.empty(size, dtype=dtype, device=device), wide, tall)
 
 
 def partial_size(weights: Weights) -> int:
     """Return the numbers in one program's sums of weight gradients."""
-    return weights.weight1.numel() + weights.weight2.numel() + weights.bias2.numel()
+    return (SLOTS + 1) * weights.channels * weights.hidden + weights.channels
 
 
-def unpack_gradients(
-    total: Tensor, weights: Weights, channels: int, hidden: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Undo `pack_weights` for gradients.
+@triton.jit
+def load_weights(weights_ptr, CHANNELS: tl.constexpr, HIDDEN: tl.constexpr):
+    """Load both layers, `[4 * CHANNELS, HIDDEN]` and `[HIDDEN, CHANNELS]`."""
+    feature = tl.arange(0, 4 * CHANNELS)
+    channel = tl.arange(0, CHANNELS)
+    unit = tl.arange(0, HIDDEN)
+    weight1 = tl.load(weights_ptr + feature[:, None] * HIDDEN + unit[None, :])
+    second_ptr = weights_ptr + 4 * CHANNELS * HIDDEN
+    weight2 = tl.load(second_ptr + unit[:, None] * CHANNELS + channel[None, :])
+    return weight1, weight2
+
+
+@triton.jit
+def load_bias2(weights_ptr, CHANNELS: tl.constexpr, HIDDEN: tl.constexpr):
+    """Load the second bias, `[CHANNELS]` float32."""
+    bias2_ptr = (weights_ptr + 5 * CHANNELS * HIDDEN).to(tl.pointer_type(tl.float32))
+    return tl.load(bias2_ptr + tl.arange(0, CHANNELS))
+
+
+@triton.jit(do_not_specialize=["seed", "first_step", "steps", "words", "channels", "hidden"])
+def _pack_weights_kernel(
+    w1_ptr,
+    b1_ptr,
+    w2_ptr,
+    b2_ptr,
+    weights_ptr,
+    flags_ptr,
+    counter_ptr,
+    seed_ptr,
+    steps_ptr,
+    seed: tl.int64,
+    first_step: tl.int64,
+    steps: tl.int64,
+    words: tl.int64,
+    channels,
+    hidden,
+    CHANNELS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    COUNTER: tl.constexpr,
+    SEED_GIVEN: tl.constexpr,
+    STEPS_GIVEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Prepare a rollout: pack the parameters, clear the flags, write the counter."""
+    dtype: tl.constexpr = weights_ptr.dtype.element_ty
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    for block in tl.range(program, tl.cdiv(words, BLOCK), programs):
+        word = numbers_of(block, BLOCK)
+        tl.store(flags_ptr + word, tl.zeros((BLOCK,), tl.int64), mask=word < words)
+    for block in tl.range(program, tl.cdiv(4 * CHANNELS * HIDDEN, BLOCK), programs):
+        index = block * BLOCK + tl.arange(0, BLOCK)
+        unit, row = index % HIDDEN, index // HIDDEN
+        feature, channel = row % 4, row // 4
+        known = (unit < hidden) & (channel < channels)
+        tap = known & (feature < 3)
+        weight = tl.load(w1_ptr + unit * (3 * channels) + 3 * channel + feature, tap, other=0.0)
+        weight = tl.where(feature == 0, weight, weight * 0.125)
+        constant = known & (feature == 3) & (channel < 2)
+        bias = tl.load(b1_ptr + unit, mask=constant, other=0.0)
+        rounded = bias.to(dtype).to(tl.float32)
+        weight = tl.where(constant, tl.where(channel == 0, rounded, bias - rounded), weight)
+        tl.store(weights_ptr + index, weight.to(dtype), mask=row < 4 * CHANNELS)
+    second_ptr = weights_ptr + 4 * CHANNELS * HIDDEN
+    for block in tl.range(program, tl.cdiv(CHANNELS * HIDDEN, BLOCK), programs):
+        index = block * BLOCK + tl.arange(0, BLOCK)
+        unit, channel = index // CHANNELS, index % CHANNELS
+        known = (unit < hidden) & (channel < channels)
+        weight = tl.load(w2_ptr + channel * hidden + unit, mask=known, other=0.0)
+        tl.store(second_ptr + index, weight.to(dtype), mask=unit < HIDDEN)
+    if program == 0:
+        channel = tl.arange(0, CHANNELS)
+        bias2 = tl.load(b2_ptr + channel, mask=channel < channels, other=0.0)
+        bias2_ptr = (second_ptr + CHANNELS * HIDDEN).to(tl.pointer_type(tl.float32))
+        tl.store(bias2_ptr + channel, bias2)
+        if COUNTER:
+            if SEED_GIVEN:
+                seed = tl.load(seed_ptr)
+            if STEPS_GIVEN:
+                steps = tl.minimum(tl.load(steps_ptr), steps)
+            number = tl.arange(0, 4)
+            value = tl.where(number == 0, seed, tl.where(number == 1, first_step, steps))
+            tl.store(counter_ptr + number, value.to(tl.int64), mask=number < 3)
+
+
+def pack_weights(
+    parameters: tuple[Tensor, Tensor, Tensor, Tensor],
+    weights: Weights,
+    counter: Tensor,
+    numbers: tuple[int | Tensor, int, int, Tensor | None] | None,
+    flags: Tensor | None = None,
+) -> None:
+    """Prepare a rollout in one launch: pack the parameters, write the counter, clear the flags.
 
     Args:
-        total: `[partial_size]` gradients of `weight1`, `weight2` and `bias2`, in this order.
-        weights: the packed weights.
-        channels: channels C.
-        hidden: hidden units.
-
-    Returns:
-        Gradients of w1, b1, w2 and b2 in the shapes of `pack_weights`.
+        parameters: weight and bias of the two 1x1 convolutions, `[hidden, 3*C, 1, 1]`,
+            `[hidden]`, `[C, hidden, 1, 1]`, `[C]`, float32.
+        weights: written.
+        counter: `[3]` int64: seed, number of the first step, number of steps.
+        numbers: what to write into `counter`: the seed's 64 bits as a signed number or a tensor
+            `[]` int64 that is read on the device; the first step; the most steps; and the number
+            of steps as such a tensor, or None if it is the most. None leaves `counter` as it is.
+        flags: int64; set to zero.
     """
-    sizes = [part.numel() for part in (weights.weight1, weights.weight2, weights.bias2)]
-    grad1, grad2, grad_bias2 = total.split(sizes)
-    taps = grad1.view(-1, SLOTS, weights.weight1.shape[1])[:, :, :hidden]
-    sobel = taps[:channels, 1:3] * 0.125
-    grad_w1 = torch.cat((taps[:channels, :1], sobel), dim=1).permute(2, 0, 1)
-    grad_w2 = grad2.view_as(weights.weight2)[:hidden, :channels].T
-    return (
-        grad_w1.reshape(hidden, 3 * channels, 1, 1).contiguous(),
-        taps[0, 3].clone(),
-        grad_w2.reshape(channels, hidden, 1, 1).contiguous(),
-        grad_bias2[:channels].clone(),
+    w1, b1, w2, b2 = (parameter.contiguous() for parameter in parameters)
+    seed, first_step, steps, count = (0, 0, 0, None) if numbers is None else numbers
+    given, key = (seed, 0) if isinstance(seed, Tensor) else (None, seed)
+    words = 0 if flags is None else flags.numel()
+    blocks = max(-(-words // PACK_BLOCK), SLOTS * weights.channels * weights.hidden // PACK_BLOCK)
+    launch(
+        _pack_weights_kernel,
+        min(blocks, MOST_PACK_PROGRAMS),
+        (
+            w1,
+            b1,
+            w2,
+            b2,
+            weights.packed,
+            counter if flags is None else flags,
+            counter,
+            counter if given is None else given,
+            counter if count is None else count,
+        ),
+        (key, first_step, steps, words, w2.shape[0], w2.shape[1]),
+        (
+            weights.channels,
+            weights.hidden,
+            numbers is not None,
+            given is not None,
+            count is not None,
+            PACK_BLOCK,
+        ),
+        num_warps=4,
     )

@@ -1,12 +1,22 @@
-"""The autograd node of a rollout on the fused kernels."""
+"""A rollout on the fused kernels as one autograd node; the choice between its two forms.
 
+Eagerly, `eager.py` launches the kernels itself. Where something else looks on, `torch.compile`, a
+transform of `torch.func`, a dispatch mode or a subclass of tensors, the rollout is the operators
+`fastnca::rollout_forward` and `fastnca::rollout_backward`. Both give the same bits.
+"""
+
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from fastnca.fused.refusals import Grads, refuse_second, refuse_tangents
 
 Parameters = tuple[Tensor, Tensor, Tensor, Tensor]
+Settings = tuple[int, float, str, int, bool]
 
 
 def fused_rollout(
@@ -19,6 +29,8 @@ def fused_rollout(
     update_rate: float,
     precision: str,
     checkpoint_every: int = 1,
+    count: Tensor | None = None,
+    replay: bool = True,
 ) -> Tensor:
     """Advance a state by several steps on the fused kernels, as one autograd node.
 
@@ -30,13 +42,18 @@ def fused_rollout(
         parameters: weight and bias of the two 1x1 convolutions, `[hidden, 3*C, 1, 1]`,
             `[hidden]`, `[C, hidden, 1, 1]`, `[C]`, float32 on the state's device.
         steps: number of steps, at least 0.
-        seed: 64-bit seed of the update masks, an int or a `[]` int64 tensor (which
-            `torch.compile` and CUDA graphs need); None updates every cell in every step.
+        seed: 64-bit seed of the update masks, an int or a `[]` int64 tensor that is read on the
+            device; None updates every cell in every step. A CUDA graph needs the tensor: an int
+            would be frozen into it, and every replay would draw the same masks.
         first_step: number of the first step, at least 0.
         update_rate: probability that a cell updates in a step, in [0, 1].
         precision: "fp16", "bf16" or "ieee", the type of the products' operands.
         checkpoint_every: keep every how manieth state for the backward pass and compute the
             others again; memory against time, the gradients are the same bits.
+        count: `[]` int64 tensor on the state's device: how many of the `steps` steps are taken,
+            read on the device, so that a CUDA graph of the caller's can change it; None takes all.
+        replay: whether a rollout that would wait for its launches may be replayed as a CUDA graph
+            of this package; see `fastnca.fused.graphs`.
 
     Returns:
         `[B, C, H, W]` float32, contiguous.
@@ -44,37 +61,83 @@ def fused_rollout(
     Raises:
         NotImplementedError: a tensor carries a tangent of forward-mode differentiation, or a
             second derivative is asked for.
-        RuntimeError: the fused path cannot run here; the message says why.
+        RuntimeError: the fused path cannot run here, or an int seed is used while a CUDA graph is
+            captured; the message says why.
         ValueError: a shape or a number is out of range.
     """
-    from fastnca.fused import operators  # noqa: F401  (imports Triton)
-
-    counter = None if seed is None else make_counter(seed, first_step, state.device)
-    tensors = (state, *parameters)
-    if not torch.compiler.is_compiling():
-        _refuse_tangents(tensors)
-    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    settings = (steps, float(update_rate), precision, checkpoint_every)
-    result: Tensor = _Rollout.apply(*tensors, counter, settings, keep)[0]
-    return result
-
-
-def make_counter(seed: int | Tensor, first_step: int, device: torch.device) -> Tensor:
-    """Return `[2]` int64 on `device`: the seed's 64 bits as a signed number, the first step."""
+    if count is not None and checkpoint_every > 1:
+        raise ValueError("count needs checkpoint_every=1: which states are kept would depend on it")
+    if count is not None:
+        count = _on_device(count, "count", state)
     if isinstance(seed, Tensor):
-        step = torch.full((), first_step, dtype=torch.int64, device=device)
-        return torch.stack((seed.to(device), step))
-    signed = (seed + 2**63) % 2**64 - 2**63
-    return torch.tensor((signed, first_step), dtype=torch.int64).to(device, non_blocking=True)
+        seed = _on_device(seed, "seed", state)
+    tensors = (state, *parameters)
+    random = seed is not None
+    if torch.compiler.is_compiling() or _observed(tensors):
+        if not torch.compiler.is_compiling():
+            refuse_tangents(tensors)
+        from fastnca.fused import operators  # noqa: F401  (imports Triton)
+
+        counter = make_counter(seed, first_step, steps, count, state.device)
+        keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        settings = (steps, float(update_rate), precision, checkpoint_every, random)
+        result: Tensor = _Rollout.apply(*tensors, counter, settings, keep)[0]
+        return result
+    if forward_ad._current_level >= 0:
+        refuse_tangents(tensors)
+    from fastnca.fused.eager import eager_rollout  # imports Triton
+
+    if isinstance(seed, int):
+        seed = _signed(seed)
+    numbers = (0 if seed is None else seed, first_step, steps, count)
+    settings = (steps, update_rate, precision, checkpoint_every, random)
+    return eager_rollout(state, parameters, numbers, settings, replay)
 
 
-def _refuse_tangents(tensors: tuple[Tensor, ...]) -> None:
-    """Raise where forward-mode differentiation would lose a tangent."""
-    duals = (unpack_dual(tensor) for tensor in tensors)
-    if any(dual.tangent is not None for dual in duals):
-        raise NotImplementedError(
-            "the triton backend has no forward-mode derivative; use backend='reference'"
-        )
+def _on_device(number: Tensor, name: str, state: Tensor) -> Tensor:
+    """Return a tensor that holds one number as int64 on the state's device."""
+    if number.numel() != 1:
+        raise ValueError(f"{name} must hold one number, got shape {tuple(number.shape)}")
+    return number.to(state.device, torch.int64)
+
+
+def release_graphs() -> None:
+    """Free the device memory of rollouts that were captured as CUDA graphs."""
+    if "fastnca.fused.graphs" in sys.modules:
+        sys.modules["fastnca.fused.graphs"].GRAPHS.release()
+
+
+def make_counter(
+    seed: int | Tensor | None,
+    first_step: int,
+    steps: int,
+    count: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    """Return `[3]` int64 on `device`: seed as a signed number, first step, number of steps."""
+    numbers = (_signed(seed) if isinstance(seed, int) else 0, first_step, steps)
+    if not isinstance(seed, Tensor) and count is None and not torch.compiler.is_compiling():
+        return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
+    scalars = [torch.full((), number, dtype=torch.int64, device=device) for number in numbers]
+    if isinstance(seed, Tensor):
+        scalars[0] = seed.reshape(())
+    if count is not None:
+        scalars[2] = torch.minimum(count.reshape(()), scalars[2])
+    return torch.stack(scalars)
+
+
+def _signed(seed: int) -> int:
+    """Return the 64 bits of a seed as a signed number."""
+    return (seed + 2**63) % 2**64 - 2**63
+
+
+def _observed(tensors: tuple[Tensor, ...]) -> bool:
+    """Tell whether a transform, a dispatch mode or a tensor subclass must see the operators."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or _get_current_dispatch_mode() is not None
+        or any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    )
 
 
 class _Rollout(torch.autograd.Function):
@@ -87,8 +150,8 @@ class _Rollout(torch.autograd.Function):
         b1: Tensor,
         w2: Tensor,
         b2: Tensor,
-        counter: Tensor | None,
-        settings: tuple[int, float, str, int],
+        counter: Tensor,
+        settings: Settings,
         keep: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         result: tuple[Tensor, Tensor, Tensor] = torch.ops.fastnca.rollout_forward(
@@ -106,7 +169,7 @@ class _Rollout(torch.autograd.Function):
         ctx.settings = settings
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> Grads:
         grad = grad_outputs[0]
         if grad is None:
             return (None,) * 8
@@ -129,10 +192,10 @@ class _RolloutGrad(torch.autograd.Function):
         b1: Tensor,
         w2: Tensor,
         b2: Tensor,
-        counter: Tensor | None,
+        counter: Tensor,
         states: Tensor,
         flags: Tensor,
-        settings: tuple[int, float, str, int],
+        settings: Settings,
     ) -> tuple[Tensor, ...]:
         result: tuple[Tensor, ...] = torch.ops.fastnca.rollout_backward(
             grad, states, flags, w1, b1, w2, b2, counter, *settings
@@ -145,6 +208,4 @@ class _RolloutGrad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        raise NotImplementedError(
-            "the triton backend has no second derivatives; use backend='reference'"
-        )
+        refuse_second()

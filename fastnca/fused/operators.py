@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnca.fused.rollout import Gradients, Plan, allocate, count_slots, run_backward, run_forward
-from fastnca.fused.support import fused_reasons, shape_reasons
-from fastnca.kernels import Rule
-from fastnca.masks import threshold
-from fastnca.states import ALIVE_THRESHOLD
+from fastnca.fused.checks import check_tensors
+from fastnca.fused.plan import make_plan
+from fastnca.fused.rollout import run_backward, run_forward
+from fastnca.fused.storage import Stored, allocate_states, allocate_weights
+from fastnca.kernels import device_guard, pack_weights
 
 _PARAMETERS = "Tensor w1, Tensor b1, Tensor w2, Tensor b2"
-_SETTINGS = "Tensor? counter, SymInt steps, float update_rate, str precision, int checkpoint_every"
+_SETTINGS = (
+    "Tensor counter, SymInt steps, float update_rate, str precision, int checkpoint_every, "
+    "bool random"
+)
 
 torch.library.define(
     "fastnca::rollout_forward",
@@ -29,42 +32,6 @@ torch.library.define(
 )
 
 
-def _plan(
-    counter: Tensor | None, steps: int, update_rate: float, precision: str, checkpoint_every: int
-) -> Plan:
-    """Collect how a rollout runs; without a counter every cell updates."""
-    if steps < 0:
-        raise ValueError(f"steps must be at least 0, got {steps}")
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
-    rule = Rule(threshold(update_rate), counter is not None, ALIVE_THRESHOLD)
-    return Plan(steps, precision, rule, checkpoint_every)
-
-
-def _check(state: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, precision: str) -> None:
-    """Raise unless the kernels can run these tensors."""
-    if state.dim() != 4:
-        raise ValueError(f"state must be [B, C, H, W], got {tuple(state.shape)}")
-    batch, channels, height, width = state.shape
-    hidden = b1.shape[0]
-    expected = ((hidden, 3 * channels, 1, 1), (hidden,), (channels, hidden, 1, 1), (channels,))
-    found = tuple(tuple(parameter.shape) for parameter in (w1, b1, w2, b2))
-    if found != expected:
-        raise ValueError(
-            f"parameters for {channels} channels must have the shapes {expected}, got {found}"
-        )
-    reasons = fused_reasons(state.device, state.dtype, channels, hidden, precision)
-    reasons += shape_reasons(batch, height, width)
-    for name, parameter in zip(("w1", "b1", "w2", "b2"), (w1, b1, w2, b2), strict=True):
-        if parameter.dtype != torch.float32 or parameter.device != state.device:
-            reasons.append(
-                f"{name} must be float32 on {state.device}, "
-                f"got {parameter.dtype} on {parameter.device}."
-            )
-    if reasons:
-        raise RuntimeError("the fused kernels cannot run this rollout: " + " ".join(reasons))
-
-
 @torch.library.impl("fastnca::rollout_forward", ("cpu", "cuda"))
 def _rollout_forward(
     state: Tensor,
@@ -72,16 +39,20 @@ def _rollout_forward(
     b1: Tensor,
     w2: Tensor,
     b2: Tensor,
-    counter: Tensor | None,
+    counter: Tensor,
     steps: int,
     update_rate: float,
     precision: str,
     checkpoint_every: int,
+    random: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check(state, w1, b1, w2, b2, precision)
-    plan = _plan(counter, steps, update_rate, precision, checkpoint_every)
-    return run_forward(state, (w1, b1, w2, b2), counter, plan, keep)
+    parameters = (w1, b1, w2, b2)
+    check_tensors(state, parameters, precision)
+    plan = make_plan(steps, update_rate, precision, checkpoint_every, keep, random)
+    with device_guard(state.device):
+        result, stored = run_forward(state, parameters, plan, counter)
+    return result, stored.states, stored.flags
 
 
 @torch.library.impl("fastnca::rollout_backward", ("cpu", "cuda"))
@@ -93,22 +64,30 @@ def _rollout_backward(
     b1: Tensor,
     w2: Tensor,
     b2: Tensor,
-    counter: Tensor | None,
+    counter: Tensor,
     steps: int,
     update_rate: float,
     precision: str,
     checkpoint_every: int,
-) -> Gradients:
-    plan = _plan(counter, steps, update_rate, precision, checkpoint_every)
-    return run_backward(grad, states, flags, (w1, b1, w2, b2), counter, plan)
+    random: bool,
+) -> tuple[Tensor, ...]:
+    parameters = (w1, b1, w2, b2)
+    plan = make_plan(steps, update_rate, precision, checkpoint_every, True, random)
+    weights = allocate_weights(parameters, precision)
+    shapes = tuple(parameter.shape for parameter in parameters)
+    with device_guard(grad.device):
+        pack_weights(parameters, weights, counter, None)
+        grads = run_backward(grad, Stored(states, flags, counter, weights), shapes, plan)
+    return tuple(gradient for gradient in grads if gradient is not None)
 
 
 @torch.library.register_fake("fastnca::rollout_forward")
 def _fake_forward(
     state: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _, steps, _, _, checkpoint_every, keep = settings
-    states, flags = allocate(state, count_slots(steps, checkpoint_every, keep))
+    _, steps, rate, precision, checkpoint_every, random, keep = settings
+    plan = make_plan(steps, rate, precision, checkpoint_every, keep, random)
+    states, flags = allocate_states(state, plan.slots)
     return torch.empty_like(state, memory_format=torch.contiguous_format), states, flags
 
 

@@ -42,7 +42,21 @@ def fused_reasons(
     Returns:
         One sentence per reason; empty if the rollout can run.
     """
-    reasons = list(_device_reasons(torch.device(device), interpreted()))
+    device = torch.device(device)
+    return list(_reasons(device, dtype, channels, hidden, precision, interpreted()))
+
+
+@lru_cache(maxsize=256)
+def _reasons(
+    device: torch.device,
+    dtype: torch.dtype,
+    channels: int,
+    hidden: int,
+    precision: str,
+    interpreted: bool,
+) -> tuple[str, ...]:
+    """List what `fused_reasons` does."""
+    reasons = list(_device_reasons(device, interpreted))
     if dtype != torch.float32:
         reasons.append(f"The fused kernels keep a float32 state, got {dtype}.")
     if not MIN_CHANNELS <= channels <= MAX_CHANNELS:
@@ -57,12 +71,12 @@ def fused_reasons(
         reasons.append(
             f"The fused kernels have the precisions {', '.join(PRECISIONS)}, got {precision!r}."
         )
-    elif precision == "bf16" and interpreted():
+    elif precision == "bf16" and interpreted:
         reasons.append("Triton's interpreter multiplies bfloat16 wrongly; use fp16 or ieee.")
     elif not reasons:
-        capability = 9 if interpreted() else torch.cuda.get_device_capability(device)[0]
+        capability = 9 if interpreted else torch.cuda.get_device_capability(device)[0]
         reasons += size_reasons(precision, channels, hidden, capability)
-    return reasons
+    return tuple(reasons)
 
 
 def size_reasons(precision: str, channels: int, hidden: int, capability: int) -> list[str]:

@@ -203,8 +203,8 @@ def make_problem(case: Case) -> Problem:
 
 def run_kernels(case: Case, problem: Problem, device: torch.device, checkpoint_every: int = 1):
     """Run the kernels on a problem and return what `Problem.exact` holds."""
-    state = problem.state.to(device).requires_grad_()
-    parameters = tuple(p.to(device).requires_grad_() for p in problem.parameters)
+    state = problem.state.to(device).detach().requires_grad_()
+    parameters = tuple(p.to(device).detach().requires_grad_() for p in problem.parameters)
     result = fused_rollout(
         state,
         parameters,

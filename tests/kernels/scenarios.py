@@ -63,3 +63,27 @@ def halo_errors(device: torch.device) -> list[str]:
     if not torch.equal(grad_state, survivor):
         errors.append("the state feels other cells than the saved one")
     return errors
+
+
+def count_errors(device: torch.device) -> list[str]:
+    """Three launches of which the device takes two; each step adds 1 to channel 0 of every cell."""
+    errors = []
+    *network, b2 = zero_network(16, 16, device)
+    b2[0] = 1.0
+    b2.requires_grad_()
+    state = torch.ones(1, 16, 1, 2, device=device)
+    count = torch.tensor(2, device=device)
+    result = fused_rollout(state, (*network, b2), steps=3, count=count, **STEP)
+    expected = state.clone()
+    expected[:, 0] = 3.0
+    if not torch.equal(result, expected):
+        errors.append("another number of steps than the device says was taken")
+    with torch.no_grad():  # two slots take turns, so a step too many shows
+        once = fused_rollout(state, (*network, b2), steps=3, count=count - 1, **STEP)
+    expected[:, 0] = 2.0
+    if not torch.equal(once, expected):
+        errors.append("another number of steps than the device says was taken without gradient")
+    (grad_b2,) = torch.autograd.grad(result.sum(), b2)
+    if not torch.equal(grad_b2, torch.full_like(b2, 4.0)):
+        errors.append("another number of steps than the device says was differentiated")
+    return errors

@@ -13,7 +13,7 @@ import torch
 import fastnca.fused.rollout as rollout
 import fastnca.kernels
 from tests.kernels.helpers import Case, make_problem, run_kernels, violations
-from tests.kernels.scenarios import halo_errors, threshold_errors
+from tests.kernels.scenarios import count_errors, halo_errors, threshold_errors
 
 SOURCE = Path(fastnca.kernels.__file__).parent
 
@@ -80,15 +80,50 @@ MUTANTS = {
     ),
     "bias gradient lost": (
         "step_backward.py",
-        "tl.load(partial_bias2_ptr) + tl.sum(grad_bias2, axis=0)",
-        "tl.load(partial_bias2_ptr)",
+        "other=0.0) + grad_bias2)",
+        "other=0.0))",
     ),
     "bias gradient of the first layer lost": (
-        "weights.py",
-        "taps[0, 3].clone()",
-        "taps[0, 3] * 0",
+        "gradients.py",
+        "_store(grad_b1_ptr + unit, total,",
+        "_store(grad_b1_ptr + unit, total * 0,",
     ),
-    "eighth lost": ("weights.py", "taps[:channels, 1:3] * 0.125", "taps[:channels, 1:3] * 1.0"),
+    "eighth lost": (
+        "gradients.py",
+        "tl.where(feature == 0, total, total * 0.125)",
+        "total",
+    ),
+    "eighth lost forward": (
+        "weights.py",
+        "tl.where(feature == 0, weight, weight * 0.125)",
+        "weight",
+    ),
+    "sums of later steps lost": (
+        "step_backward.py",
+        "later = step + 1 < tl.load(counter_ptr + 2)",
+        "later = step < 0",
+    ),
+    "rows of other programs lost": ("gradients.py", "(row < rows)[:, None]", "(row < 1)[:, None]"),
+    "all launches taken": (
+        "step_forward.py",
+        "if step >= tl.load(counter_ptr + 2):",
+        "if step < 0:",
+    ),
+    "one step too many backward": (
+        "step_backward.py",
+        "if step >= tl.load(counter_ptr + 2):",
+        "if step > tl.load(counter_ptr + 2):",
+    ),
+    "last slot that of all launches": (
+        "finish.py",
+        "tl.minimum(tl.load(counter_ptr + 2), most)",
+        "most",
+    ),
+    "half of the gradient swapped": (
+        "start.py",
+        "half = tl.minimum(tl.load(counter_ptr + 2), most) % 2",
+        "half = 1 - tl.minimum(tl.load(counter_ptr + 2), most) % 2",
+    ),
 }
 
 
@@ -119,7 +154,7 @@ def complaints(folder: Path, device: torch.device, patch: pytest.MonkeyPatch) ->
     for name in module.__all__:
         if hasattr(rollout, name):
             patch.setattr(rollout, name, getattr(module, name))
-    found = threshold_errors(device) + halo_errors(device)
+    found = threshold_errors(device) + halo_errors(device) + count_errors(device)
     for case in PROBES:
         if not found:
             problem = make_problem(case)

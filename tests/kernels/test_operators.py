@@ -63,12 +63,12 @@ def test_opcheck(tensors, layout: str, keep: bool, device: torch.device) -> None
         "transposed": state.transpose(2, 3),
         "expanded": state[:, :, :, :1].expand(-1, -1, -1, 3),
     }[layout]
-    counter = torch.tensor([1, 2], device=device)
-    arguments = (state, *parameters, counter, 2, 0.5, "ieee", 1, keep)
+    counter = torch.tensor([1, 2, 2], device=device)
+    arguments = (state, *parameters, counter, 2, 0.5, "ieee", 1, True, keep)
     opcheck(torch.ops.fastnca.rollout_forward.default, arguments)
     if keep:
         result, states, flags = torch.ops.fastnca.rollout_forward(*arguments)
-        back = (result, states, flags, *parameters, counter, 2, 0.5, "ieee", 1)
+        back = (result, states, flags, *parameters, counter, 2, 0.5, "ieee", 1, True)
         opcheck(torch.ops.fastnca.rollout_backward.default, back)
 
 
