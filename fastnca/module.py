@@ -14,9 +14,9 @@ from fastnca.active import ActiveState, OutOfRangeError, active_rollout
 from fastnca.backends import check_backend
 from fastnca.checks import check_count, check_state
 from fastnca.fused import fused_rollout
-from fastnca.masks import check_seed, check_update_rate, draw_seed, iterate_masks
+from fastnca.masks import check_update_rate, iterate_masks
 from fastnca.states import ALPHA, NUM_CHANNELS
-from fastnca.support import PRECISIONS, choose_backend, operand_precision
+from fastnca.support import PRECISIONS, choose_backend, choose_seed, operand_precision
 
 _FEWEST_CELLS = 2048
 """Below this many cells a single step costs less with the reference operators than the search
@@ -86,7 +86,7 @@ class NeuralCA(reference.NeuralCA):
         """
         backend = self._check(state, update_rate)
         if backend == "triton":
-            return self._fused(state, 1, update_rate, self._seed(None), 0)
+            return self._fused(state, 1, update_rate, choose_seed(self, None, state), 0)
         mask = None
         if self.training:
             mask = torch.rand_like(state[:, :1, :, :]) < update_rate
@@ -105,8 +105,9 @@ class NeuralCA(reference.NeuralCA):
         steps: int,
         update_rate: float = 0.5,
         *,
-        seed: int | None = None,
+        seed: int | Tensor | None = None,
         first_step: int = 0,
+        checkpoint_every: int = 1,
     ) -> Tensor:
         """Advance a state by several steps, as one rollout and one autograd node.
 
@@ -115,9 +116,13 @@ class NeuralCA(reference.NeuralCA):
             steps: number of steps, at least 0.
             update_rate: probability in [0, 1] that a cell updates (training mode only).
             seed: 64-bit seed of the masks of `fastnca.update_mask`, equal on every backend; None
-                draws one from torch's default generator.
+                draws one from torch's default generator. As a `[]` int64 tensor the kernels read
+                it on the device, which a CUDA graph of the caller's needs.
             first_step: number of the first step, so that a rollout can be continued:
                 20 steps and 20 more with `first_step=20` equal 40 steps.
+            checkpoint_every: the triton backend keeps every how manieth state for the backward
+                pass, at least 1, and computes the others again, with the same gradients to the
+                bit; the torch backend keeps no states, nor does it gain or lose by this.
 
         Returns:
             `[B, C, H, W]`; with 0 steps the state itself.
@@ -130,16 +135,18 @@ class NeuralCA(reference.NeuralCA):
         backend = self._check(state, update_rate)
         check_count(steps, "steps")
         check_count(first_step, "first_step")
-        seed = self._seed(seed)
+        check_count(checkpoint_every, "checkpoint_every", least=1)
+        seed = choose_seed(self, seed, state)
         if backend == "triton" and steps > 0:
-            return self._fused(state, steps, update_rate, seed, first_step)
+            return self._fused(state, steps, update_rate, seed, first_step, checkpoint_every)
+        seed = int(seed) if isinstance(seed, Tensor) else seed
         if backend == "torch" and steps > 0:
             masks = self._masks(state, steps, update_rate, seed, first_step)
             try:
                 return active_rollout(state, self._weights(), masks)
             except OutOfRangeError:
                 pass
-        return self._reference_steps(state, steps, update_rate, seed, first_step)
+        return super().run_steps(state, steps, update_rate, seed=seed, first_step=first_step)
 
     def trajectory(
         self,
@@ -168,8 +175,8 @@ class NeuralCA(reference.NeuralCA):
         backend = self._check(state, update_rate)
         check_count(steps, "steps")
         check_count(every, "every", least=1)
-        seed = self._seed(seed)
-        return self._trajectory(backend, state, steps, every, update_rate, seed)
+        number = cast(int | None, choose_seed(self, seed, None))
+        return self._trajectory(backend, state, steps, every, update_rate, number)
 
     def _trajectory(
         self,
@@ -196,9 +203,13 @@ class NeuralCA(reference.NeuralCA):
                     continue
                 except OutOfRangeError:
                     active = None
-            compute = self._fused if backend == "triton" else self._reference_steps
             with torch.no_grad():
-                state = compute(state, count, update_rate, seed, first)
+                if backend == "triton":
+                    state = self._fused(state, count, update_rate, seed, first)
+                else:
+                    state = super().run_steps(
+                        state, count, update_rate, seed=seed, first_step=first
+                    )
             yield state
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -250,27 +261,14 @@ class NeuralCA(reference.NeuralCA):
         names = ("forward", "get_alive_mask", "_step")
         return [name for name in names if getattr(type(self), name) is not getattr(NeuralCA, name)]
 
-    def _seed(self, seed: int | None) -> int | None:
-        """Return the seed of a rollout's masks, or None where no seeded mask is used."""
-        if type(self).forward is not NeuralCA.forward:
-            if seed is not None:
-                raise TypeError(
-                    f"{type(self).__name__} overrides forward, which draws its own masks; "
-                    "leave seed=None and use torch.manual_seed"
-                )
-            return None
-        if not self.training:
-            return None
-        return draw_seed() if seed is None else check_seed(seed)
-
-    def _reference_steps(
-        self, state: Tensor, steps: int, update_rate: float, seed: int | None, first_step: int
-    ) -> Tensor:
-        """Compute `run_steps` with the reference operators."""
-        return super().run_steps(state, steps, update_rate, seed=seed, first_step=first_step)
-
     def _fused(
-        self, state: Tensor, steps: int, update_rate: float, seed: int | None, first_step: int
+        self,
+        state: Tensor,
+        steps: int,
+        update_rate: float,
+        seed: int | Tensor | None,
+        first_step: int,
+        checkpoint_every: int = 1,
     ) -> Tensor:
         """Compute `run_steps` with the fused kernels."""
         return fused_rollout(
@@ -281,12 +279,17 @@ class NeuralCA(reference.NeuralCA):
             first_step=first_step,
             update_rate=update_rate,
             precision=operand_precision(self.precision, state.device.type),
+            checkpoint_every=checkpoint_every,
         )
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return weight and bias of both convolutions."""
-        first, last = cast(nn.Conv2d, self.update_net[0]), cast(nn.Conv2d, self.update_net[2])
-        return first.weight, cast(Tensor, first.bias), last.weight, cast(Tensor, last.bias)
+        first, _, last = cast(nn.Module, self._modules["update_net"])._modules.values()
+        found = [cast(nn.Module, layer)._parameters for layer in (first, last)]
+        return cast(
+            tuple[Tensor, Tensor, Tensor, Tensor],
+            tuple(parameters[name] for parameters in found for name in ("weight", "bias")),
+        )
 
     def _masks(
         self, state: Tensor, steps: int, update_rate: float, seed: int | None, first_step: int

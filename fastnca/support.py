@@ -2,7 +2,8 @@
 
 import logging
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+from weakref import ref
 
 import torch
 import torch.nn as nn
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fastnca.backends import BackendError, requested_backend
 from fastnca.fused import fused_reasons
+from fastnca.masks import check_seed, draw_seed
 from fastnca.reference import PerceptionModule, sobel_filters
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def choose_backend(model: "NeuralCA", argument: str, precision: str, state: Tens
 def backend_reasons(name: str, model: "NeuralCA", precision: str, state: Tensor) -> list[str]:
     """List why backend `name` cannot run `model` on `state`; empty if it can."""
     reasons: list[str] = []
-    if name != "reference" and torch.compiler.is_compiling():
+    if name == "torch" and torch.compiler.is_compiling():
         return ["torch.compile traces the reference operators"]
     if name != "triton" and precision in ("fp16", "bf16"):
         reasons.append(f"precision='{precision}' exists only in the fused kernels")
@@ -77,10 +79,44 @@ def backend_reasons(name: str, model: "NeuralCA", precision: str, state: Tensor)
     if name != "reference":
         if state.numel() == 0:
             reasons.append("the batch is empty")
-        if torch._C._are_functorch_transforms_active():
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
             reasons.append("torch.func transforms go through the reference operators")
         reasons += model_reasons(model)
     return reasons
+
+
+def choose_seed(
+    model: "NeuralCA", seed: int | Tensor | None, state: Tensor | None
+) -> int | Tensor | None:
+    """Return the seed of a rollout's masks, or None where no seeded mask is used.
+
+    Args:
+        model: the model that is called.
+        seed: what was asked for; None draws from torch's default generator.
+        state: the input; a seed may then be a tensor, and `torch.compile` draws one where the
+            state lives, as a part of the graph. None allows neither.
+
+    Returns:
+        The seed.
+
+    Raises:
+        TypeError: the seed is not a number, or `model` draws masks of its own.
+        ValueError: the seed is out of range.
+    """
+    if "forward" in model.overridden():
+        if seed is not None:
+            raise TypeError(
+                f"{type(model).__name__} overrides forward, which draws its own masks; "
+                "leave seed=None and use torch.manual_seed"
+            )
+        return None
+    if not model.training:
+        return None
+    if state is not None and isinstance(seed, Tensor):
+        return seed
+    if state is not None and seed is None and torch.compiler.is_compiling():
+        return torch.randint(2**63 - 1, (), dtype=torch.int64, device=state.device)
+    return draw_seed() if seed is None else check_seed(cast(int, seed))
 
 
 def operand_precision(precision: str, device_type: str) -> str:
@@ -107,15 +143,17 @@ def model_reasons(model: "NeuralCA") -> list[str]:
     reasons = []
     if overridden := model.overridden():
         reasons.append(f"{type(model).__name__} overrides {' and '.join(overridden)}")
-    if type(model.perception) is not PerceptionModule or not _is_sobel(model.perception.filters):
+    perception, network = model.perception, model.update_net
+    if type(perception) is not PerceptionModule or not _is_sobel(perception.filters):
         reasons.append("perception is not the fixed identity and Sobel filters")
-    layers = list(model.update_net)
+    layers = [layer for layer in network._modules.values() if layer is not None]
     if not (
         [type(layer) for layer in layers] == [nn.Conv2d, nn.ReLU, nn.Conv2d]
-        and all(_is_pointwise(layer) for layer in layers[::2])
+        and _is_pointwise(layers[0])
+        and _is_pointwise(layers[2])
     ):
         reasons.append("update_net is not convolution 1x1, ReLU, convolution 1x1, with biases")
-    if any(_has_hooks(module) for module in (model.perception, model.update_net, *layers)):
+    if any(map(_has_hooks, (perception, network, *layers))):
         reasons.append("a submodule has hooks, which a fused step would not call")
     return reasons
 
@@ -144,8 +182,32 @@ def _is_sobel(filters: Tensor) -> bool:
     """Tell whether `filters` `[3*C, 1, 3, 3]` are the fixed ones and get no gradient."""
     if filters.requires_grad:
         return False
+    if torch.compiler.is_compiling():
+        return _equals_sobel(filters)
+    if not filters.is_cuda or filters.is_inference():
+        return _equals_sobel(filters)
+    written = (filters._version, filters.data_ptr())
+    known = _compared.get(id(filters))
+    if known is None or known[0]() is not filters or known[1] != written:
+        if len(_compared) >= 64:
+            _compared.clear()
+        known = _compared[id(filters)] = (ref(filters), written, _equals_sobel(filters))
+    return known[2]
+
+
+def _equals_sobel(filters: Tensor) -> bool:
     expected = _expected_filters(filters.shape[0] // 3, filters.dtype, filters.device)
     return torch.equal(filters, expected)
+
+
+# torch.compile takes the machine and a model's fixed filters as it finds them while it traces. This
+# is torch.compiler.assume_constant_result, which would import the whole compiler here.
+for _function in (fused_reasons, _equals_sobel):
+    vars(_function)["_dynamo_marked_constant"] = True
+
+_compared: dict[int, tuple["ref[Tensor]", tuple[int, int], bool]] = {}
+"""Filters on a GPU, where a comparison waits for the device, by id: compared once per change that
+torch counts; it does not count writes through `.data`."""
 
 
 @lru_cache(maxsize=16)

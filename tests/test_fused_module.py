@@ -70,3 +70,88 @@ def test_auto_precision_follows_torch(monkeypatch):
     assert operand_precision("auto", "cuda") == "ieee"
     with torch.autocast("cpu", torch.bfloat16):
         assert operand_precision("auto", "cpu") == "bf16"
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch", "reference"])
+def test_checkpoints_change_no_bit(backend, model, state):
+    model.backend = backend
+    if backend != "triton":
+        model.precision = "auto"
+    parameters = tuple(model.update_net.parameters())
+    found = []
+    for every in (1, 2):
+        leaf = state.clone().requires_grad_()
+        end = model.run_steps(leaf, 3, seed=4, checkpoint_every=every)
+        found.append((end, *torch.autograd.grad(end.square().sum(), (leaf, *parameters))))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_checkpoints_are_counted_from_one(model, state):
+    with pytest.raises(ValueError, match="checkpoint_every must be at least 1"):
+        model.run_steps(state, 2, checkpoint_every=0)
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_seed_may_be_a_tensor(backend, model, state):
+    model.backend = backend
+    seed = torch.tensor(9, device=DEVICE)
+    found = model.run_steps(state, 2, seed=seed)
+    assert torch.equal(found, model.run_steps(state, 2, seed=9))
+
+
+def compiled(function, graphs):
+    """Compile without a graph break, and collect the graphs."""
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
+
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, backend=backend)
+
+
+def calls_the_operator(graph):
+    """Tell whether a traced graph, or one inside of it, runs the fused rollout."""
+    modules = (m for m in graph.modules() if isinstance(m, torch.fx.GraphModule))
+    nodes = (node for module in modules for node in module.graph.nodes)
+    return any("fastnca.rollout_forward" in str(node.target) for node in nodes)
+
+
+def test_compiled_rollouts_of_33_counts_share_two_graphs(model):
+    graphs = []
+    state = torch.rand(1, 8, 1, 1, device=DEVICE, requires_grad=True)
+    inputs = (state, *model.update_net.parameters())
+    seed = torch.tensor(5, device=DEVICE)
+    rollout = compiled(lambda state, steps, seed: model.run_steps(state, steps, seed=seed), graphs)
+    for steps in range(1, 34):
+        result = rollout(state, steps, seed)
+    assert len(graphs) <= 2
+    assert all(map(calls_the_operator, graphs))
+    expected = model.run_steps(state, 33, seed=5)
+    assert torch.equal(result, expected)
+    found = torch.autograd.grad(result.sum(), inputs)
+    for a, b in zip(found, torch.autograd.grad(expected.sum(), inputs), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_compiled_step_is_the_fused_step(training, model, state):
+    graphs = []
+    model.train(training)
+    step = compiled(lambda state: model(state), graphs)
+    found = step(state)
+    assert len(graphs) == 1
+    assert calls_the_operator(graphs[0])
+    if training:
+        assert not torch.equal(step(state), step(state))  # each call draws a mask
+    else:
+        assert torch.equal(found, model(state))
+
+
+def test_an_int_seed_is_refused_while_a_graph_is_captured(model, state, monkeypatch):
+    monkeypatch.setattr("fastnca.fused.eager._capturing", lambda state: True)
+    with pytest.raises(RuntimeError, match="freeze the seed"):
+        model(state)
+    end = model.run_steps(state, 1, seed=torch.tensor(3, device=DEVICE))
+    monkeypatch.undo()
+    assert torch.equal(end, model.run_steps(state, 1, seed=3))
