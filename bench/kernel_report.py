@@ -35,7 +35,17 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)")
 FLOATS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 INTEGERS = {"source", "target", "step", "batch", "height", "width", "flag_rows", "flag_pitch"}
-INTEGERS |= {"update_limit", "most", "slots", "base", "rows", "channels", "hidden"}
+INTEGERS |= {
+    "update_limit",
+    "groups",
+    "members",
+    "most",
+    "slots",
+    "base",
+    "rows",
+    "channels",
+    "hidden",
+}
 LONG_INTEGERS = {"seed", "first_step", "steps", "words", "pair_numbers"}
 LONG_INTEGERS |= {f"{name}_size" for name in ("state", "w1", "b1", "w2", "b2")}
 
@@ -93,13 +103,14 @@ def variants(target: str, large: bool = False) -> Iterator[Variant]:
         operand = OPERAND_DTYPES[precision]
         if size_reasons(precision, channels, hidden, capability):
             continue
-        for direction in ("forward", "backward"):
+        for kernel in ("step_forward", "step_backward", "persistent"):
+            direction = kernel.removeprefix("step_")
             config = choose_launch(direction, channels, hidden, operand, capability)
             for random in (True, False):
                 yield Variant(
-                    f"step_{direction}",
+                    kernel,
                     f"{precision}-c{channels}-h{hidden}" + ("" if random else "-eval"),
-                    f"step_{direction}",
+                    kernel,
                     {
                         "CHANNELS": channels,
                         "HIDDEN": hidden,
@@ -140,6 +151,7 @@ def compile_variant(variant: Variant, target: str) -> Any:
     )
     architecture = GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
     options = {"num_warps": variant.num_warps, **OPTIONS}
+    options["launch_cooperative_grid"] = variant.kernel == "persistent"
     return triton.compile(source, target=architecture, options=options)
 
 
@@ -153,6 +165,8 @@ def _type_of(name: str, constants: dict[str, Any], operand: str) -> str:
         return "i64"
     if name == "threshold":
         return "fp32"
+    if name == "arrived_ptr":
+        return "*i32"
     if name in ("flags_ptr", "counter_ptr", "seed_ptr", "steps_ptr"):
         return "*i64"
     if name in ("weights_ptr", "pairs_ptr"):
@@ -193,6 +207,8 @@ def examine(variant: Variant, target: str) -> Record:
         listing = _run("nvdisasm", "-c", file.name)
         usage = _run("cuobjdump", "-res-usage", file.name)
     instructions, loop = _main_loop(listing)
+    walks = variant.kernel.startswith(("step", "persistent"))
+    counted = loop if walks else len(instructions)
     resources = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", usage)}
     return Record(
         kernel=variant.kernel,
@@ -202,7 +218,7 @@ def examine(variant: Variant, target: str) -> Record:
         spill_bytes=resources["STACK"] + resources["LOCAL"],
         shared_bytes=compiled.metadata.shared,
         tensor_core_instructions=sum(bool(TENSOR_CORE.search(i)) for i in instructions),
-        warp_instructions_per_cell=(loop or len(instructions)) * variant.num_warps / variant.cells,
+        warp_instructions_per_cell=counted * variant.num_warps / variant.cells,
     )
 
 

@@ -16,6 +16,7 @@ from .launch import (
     flag_runs,
     pair_cells,
 )
+from .persistent import persistent_forward
 from .start import start_backward, start_forward
 from .step_backward import step_backward
 from .step_forward import step_forward
@@ -48,6 +49,7 @@ __all__ = [
     "padded_hidden",
     "pair_cells",
     "partial_size",
+    "persistent_forward",
     "poison",
     "reduce_gradients",
     "start_backward",

@@ -57,10 +57,11 @@ def choose_launch(
 
     Tiles are as tall as the registers allow (`python -m bench.kernel_report`): with `wgmma`, from
     compute capability 9 on, an MMA of 128 cells by 128 hidden units fits; before that, and with
-    larger weights, half of it; float32 products run without tensor cores, on 32 cells.
+    larger weights, half of it; float32 products run without tensor cores, on 32 cells. Programs
+    that stay resident take half a tile too, of which more can be shared out in every step.
 
     Args:
-        direction: "forward" or "backward".
+        direction: "forward", "backward" or "persistent".
         channels: padded channels, 16 or 32.
         hidden: padded hidden units, 16 to 256.
         dtype: type of the MMA operands.
@@ -72,7 +73,9 @@ def choose_launch(
     """
     tall = capability >= 9 and channels * hidden <= 16 * 128
     if dtype == torch.float32:
-        height, warps = (4, 8) if direction == "forward" else (4, 4)
+        height, warps = (4, 4) if direction == "backward" else (4, 8)
+    elif direction == "persistent":
+        height, warps = 8, 4
     elif direction == "forward":
         height, warps = (16, 4) if tall else (8, 4)
     else:
@@ -132,6 +135,7 @@ def launch(
     scalars: tuple[int | float, ...],
     constants: tuple[Any, ...],
     num_warps: int,
+    cooperative: bool = False,
 ) -> None:
     """Launch a kernel, compiled at most once per constants, dtypes and device.
 
@@ -147,6 +151,8 @@ def launch(
         scalars: the run-time numbers, next arguments.
         constants: the compile-time constants, last arguments.
         num_warps: warps of a program.
+        cooperative: whether all programs must be resident at once; the driver refuses the launch
+            if they cannot be.
     """
     if programs == 0:
         return
@@ -156,6 +162,7 @@ def launch(
     if known is not None:
         known[1][(programs, 1, 1)](*tensors, *scalars, *constants)
         return
-    compiled = kernel[(programs,)](*tensors, *scalars, *constants, num_warps=num_warps, **OPTIONS)
+    options = {**OPTIONS, "num_warps": num_warps, "launch_cooperative_grid": cooperative}
+    compiled = kernel[(programs,)](*tensors, *scalars, *constants, **options)
     if compiled is not None:
         _compiled[key] = (kernel, compiled)  # the kernel too, so that its id stays its own

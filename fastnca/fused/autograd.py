@@ -31,6 +31,7 @@ def fused_rollout(
     checkpoint_every: int = 1,
     count: Tensor | None = None,
     replay: bool = True,
+    persistent: bool = False,
 ) -> Tensor:
     """Advance a state by several steps on the fused kernels, as one autograd node.
 
@@ -54,6 +55,9 @@ def fused_rollout(
             read on the device, so that a CUDA graph of the caller's can change it; None takes all.
         replay: whether a rollout that would wait for its launches may be replayed as a CUDA graph
             of this package; see `fastnca.fused.graphs`.
+        persistent: whether one launch, whose programs wait for each other after every step, takes
+            all steps forward; experimental, never replayed. Under `torch.compile` and the like
+            steps are launched one by one whatever it says; the results are the same bits.
 
     Returns:
         `[B, C, H, W]` float32, contiguous.
@@ -67,6 +71,8 @@ def fused_rollout(
     """
     if count is not None and checkpoint_every > 1:
         raise ValueError("count needs checkpoint_every=1: which states are kept would depend on it")
+    if persistent and checkpoint_every > 1:
+        raise ValueError("persistent=True needs checkpoint_every=1: one launch keeps every state")
     if count is not None:
         count = _on_device(count, "count", state)
     if isinstance(seed, Tensor):
@@ -91,7 +97,8 @@ def fused_rollout(
         seed = _signed(seed)
     numbers = (0 if seed is None else seed, first_step, steps, count)
     settings = (steps, update_rate, precision, checkpoint_every, random)
-    return eager_rollout(state, parameters, numbers, settings, replay)
+    how = "persistent" if persistent else "replay" if replay else "launch"
+    return eager_rollout(state, parameters, numbers, settings, how)
 
 
 def _on_device(number: Tensor, name: str, state: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def eager_rollout(
     parameters: Parameters,
     numbers: Numbers,
     settings: Settings,
-    replay: bool,
+    how: str,
 ) -> Tensor:
     """Compute what `fused_rollout` describes.
 
@@ -40,7 +40,7 @@ def eager_rollout(
         parameters: weights and biases of the two 1x1 convolutions.
         numbers: what the counter holds.
         settings: steps, update rate, precision, `checkpoint_every`, whether masks are drawn.
-        replay: whether a CUDA graph may be replayed.
+        how: "launch" every step, "replay" a CUDA graph where it can be, or "persistent".
 
     Returns:
         `[B, C, H, W]` float32, contiguous.
@@ -54,11 +54,11 @@ def eager_rollout(
             "a CUDA graph is being captured, and would freeze the seed of the update masks; "
             "pass seed as an int64 tensor on the device"
         )
-    plan = make_plan(*settings[:4], keep, settings[4])
+    plan = make_plan(*settings[:4], keep, settings[4], how == "persistent")
     if keep:
-        result: Tensor = _EagerRollout.apply(state, *parameters, numbers, plan, replay)
+        result: Tensor = _EagerRollout.apply(state, *parameters, numbers, plan, how == "replay")
         return result
-    return _forward(state, parameters, numbers, plan, replay)[0]
+    return _forward(state, parameters, numbers, plan, how == "replay")[0]
 
 
 def _capturing(state: Tensor) -> bool:

@@ -17,6 +17,7 @@ class Plan:
         rule: which cells update, and which are alive.
         checkpoint_every: every how many steps k a state is kept for the backward pass.
         keep: whether states are kept at all; otherwise two slots take turns.
+        persistent: whether one launch takes all steps forward.
     """
 
     steps: int
@@ -24,6 +25,7 @@ class Plan:
     rule: Rule
     checkpoint_every: int = 1
     keep: bool = True
+    persistent: bool = False
 
     @property
     def segments(self) -> int:
@@ -62,6 +64,7 @@ def make_plan(
     checkpoint_every: int,
     keep: bool,
     random: bool,
+    persistent: bool = False,
 ) -> Plan:
     """Check the numbers of a rollout and collect them.
 
@@ -72,6 +75,7 @@ def make_plan(
         checkpoint_every: every how many steps a state is kept, at least 1.
         keep: whether states are kept for a backward pass.
         random: False updates every cell in every step.
+        persistent: whether one launch takes all steps forward.
 
     Returns:
         The plan.
@@ -84,4 +88,4 @@ def make_plan(
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
     rule = Rule(threshold(update_rate), random, ALIVE_THRESHOLD)
-    return Plan(steps, precision, rule, checkpoint_every, keep)
+    return Plan(steps, precision, rule, checkpoint_every, keep, persistent)

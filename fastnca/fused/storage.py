@@ -87,7 +87,7 @@ def allocate_carried(stored: Stored) -> Carried:
 
 
 def launch_config(direction: str, stored: Stored) -> LaunchConfig:
-    """Return how the step kernels of a rollout are launched, "forward" or "backward"."""
+    """Return how the step kernels of a rollout are launched; see `choose_launch`."""
     weights = stored.weights
     packed = weights.packed
     return _choose(direction, weights.channels, weights.hidden, packed.dtype, packed.device)
