@@ -5,6 +5,16 @@
 #
 # Without parts, all of them run. Every part takes less than nine minutes and leaves its log, and a
 # JUnit report where it is a test, in OUTDIR. The exit status is the number of parts that failed.
+#
+#   info         versions and the device            determinism  checkpoints, same bits
+#   report       machine code of every kernel       offsets      more than 2^31 elements
+#   parity       65 cases, outputs and gradients    graph        captures: the package's, a caller's
+#   gradients    every deliberate mistake is seen   persistent   the kernel that waits in itself
+#   operators    opcheck, autograd, refusals        compile      torch.compile, one graph
+#   gpu          bf16 and large cases, thresholds   training     500 iterations, 3 seeds
+#   race         250 repetitions, same bits         host         host cost without launches
+#   timing       kernels, iterations, memory, host cost; eager and compiled beside them
+#   bench        the quick benchmark
 
 set -u
 if [ $# -lt 1 ]; then
@@ -19,7 +29,8 @@ python=${PYTHON:-python3}
 limit=${LIMIT:-540}
 parts=("$@")
 if [ ${#parts[@]} -eq 0 ]; then
-  parts=(info report parity gpu race determinism offsets graph training timing)
+  parts=(info report parity gradients operators gpu race determinism offsets graph persistent
+    compile training host timing bench)
 fi
 
 tests() { # NAME FILE EXPRESSION
@@ -34,12 +45,18 @@ run_part() {
       ;;
     report) "$python" -m bench.kernel_report --large --json "$out/kernels.json" ;;
     parity) tests parity tests/kernels/test_rollout.py "" ;;
-    gpu) tests gpu tests/kernels "operators or threshold or offsets or test_parity" ;;
+    gradients) tests gradients tests/kernels/test_mutants.py "" ;;
+    operators) tests operators tests/kernels/test_operators.py "" ;;
+    gpu) tests gpu tests/kernels "threshold or test_offsets.py or test_parity" ;;
     race) tests race tests/kernels/test_gpu.py race ;;
     determinism) tests determinism tests/kernels/test_gpu.py determinism ;;
     offsets) tests offsets tests/kernels/test_gpu.py offsets ;;
-    graph) tests graph tests/kernels/test_gpu.py graph ;;
+    graph) tests graph tests/kernels "graph and not compiler and not test_graphs.py" ;;
+    persistent) tests persistent tests/kernels "persistent and not race" ;;
+    compile) tests compile tests "test_graph_of_the_compiler or test_compiled or test_a_compiled" ;;
     training) tests training tests/kernels/test_gpu.py training ;;
+    host) "$python" -m bench.host_cost --json "$out/host.json" ;;
+    bench) "$python" -m bench.run --quick --csv "$out/quick.csv" ;;
     timing) "$python" -m tests.kernels.gpu_timing "$out" ;;
     *)
       echo "unknown part: $1" >&2

@@ -1,4 +1,4 @@
-"""What only a GPU can show: races, large offsets, graph capture, training."""
+"""What only a GPU can show: races, large offsets, capture by others, training."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastnca import NeuralCA as FastCA
 from fastnca.fused import fused_rollout
 from fastnca.masks import update_mask
 from fastnca.reference import NeuralCA
@@ -37,7 +38,7 @@ def make_tensors(batch: int, size: int, seed: int = 0) -> tuple[Tensor, tuple[Te
 
 
 def gradients(
-    state: Tensor, parameters: tuple[Tensor, ...], steps: int, seed: int | Tensor
+    state: Tensor, parameters: tuple[Tensor, ...], steps: int, seed: int | Tensor, **options
 ) -> tuple[Tensor, ...]:
     """Run a rollout and differentiate its squared sum."""
     leaves = [tensor.detach().requires_grad_() for tensor in (state, *parameters)]
@@ -49,6 +50,7 @@ def gradients(
         first_step=0,
         update_rate=0.5,
         precision="fp16",
+        **options,
     )
     return result.detach(), *torch.autograd.grad(result.square().sum(), leaves)
 
@@ -59,11 +61,17 @@ def test_parity(case: Case) -> None:
     assert not violations(case, problem, run_kernels(case, problem, torch.device("cuda")))
 
 
-def test_race_250_repetitions_give_the_same_bits() -> None:
-    state, parameters = make_tensors(60, 64)
-    first = gradients(state, parameters, 8, seed=1)
+@pytest.mark.parametrize(
+    ("batch", "options"),
+    [(60, {}), (8, {}), (8, {"replay": False}), (8, {"persistent": True})],
+    ids=["large", "replayed", "launched", "persistent"],
+)
+def test_race_250_repetitions_give_the_same_bits(batch: int, options: dict) -> None:
+    """60 grids are too many to be replayed as a graph, 8 are not."""
+    state, parameters = make_tensors(batch, 64)
+    first = gradients(state, parameters, 8, seed=1, replay=False)
     for _ in range(250):
-        again = gradients(state, parameters, 8, seed=1)
+        again = gradients(state, parameters, 8, seed=1, **options)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
@@ -106,6 +114,62 @@ def test_graph_capture_and_replay() -> None:
         graph.replay()
         plain = gradients(state, parameters, 8, value)
         assert all(torch.equal(a, b) for a, b in zip(captured, plain, strict=True))
+
+
+def test_graph_of_the_caller_changes_seed_and_step_count() -> None:
+    """One capture of forward and backward, for every count up to its length."""
+    state, parameters = make_tensors(4, 64)
+    seed, count = torch.tensor(5, device="cuda"), torch.tensor(16, device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        gradients(state, parameters, 16, seed, count=count)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = gradients(state, parameters, 16, seed, count=count)
+    for value, steps in ((5, 16), (6, 9), (7, 1), (8, 0), (9, 16)):
+        seed.fill_(value)
+        count.fill_(steps)
+        graph.replay()
+        plain = gradients(state, parameters, steps, value, replay=False)
+        assert all(torch.equal(a, b) for a, b in zip(captured, plain, strict=True))
+
+
+def test_graph_capture_refuses_an_int_seed() -> None:
+    state, parameters = make_tensors(1, 8)
+    gradients(state, parameters, 1, seed=1)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        state.clone()  # torch warns of an empty graph
+        with pytest.raises(RuntimeError, match="freeze the seed"):
+            gradients(state, parameters, 1, seed=1)
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_graph_of_the_compiler_runs_the_fused_model(mode: str) -> None:
+    torch._dynamo.reset()
+    model = FastCA(backend="triton", precision="fp16").cuda()
+    torch.nn.init.normal_(model.update_net[2].weight, std=0.01)
+    state, _ = make_tensors(4, 64)
+    seed = torch.tensor(3, device="cuda")
+
+    @torch.compile(fullgraph=True, mode=mode)
+    def rollout(state: Tensor, seed: Tensor) -> Tensor:
+        return model.run_steps(state, 16, seed=seed)
+
+    for value in (3, 4, 5):
+        seed.fill_(value)
+        model.zero_grad()
+        torch.compiler.cudagraph_mark_step_begin()
+        result = rollout(state, seed)
+        result.square().sum().backward()
+        found = [result.detach().clone(), *(p.grad.clone() for p in model.update_net.parameters())]
+        model.zero_grad()
+        result = model.run_steps(state, 16, seed=value)
+        result.square().sum().backward()
+        expected = [result.detach(), *(p.grad for p in model.update_net.parameters())]
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def train(seed: int, fused: bool, iterations: int = 500) -> float:
