@@ -34,7 +34,7 @@ if [ ${#parts[@]} -eq 0 ]; then
 fi
 
 tests() { # NAME FILE EXPRESSION
-  "$python" -m pytest -q --junitxml="$out/$1.xml" "$2" -k "$3"
+  "$python" -m pytest -q -rs --junitxml="$out/$1.xml" "$2" -k "$3"
 }
 
 run_part() {

@@ -57,7 +57,8 @@ def choose_launch(
 
     Tiles are as tall as the registers allow (`python -m bench.kernel_report`): with `wgmma`, from
     compute capability 9 on, an MMA of 128 cells by 128 hidden units fits; before that, and with
-    larger weights, half of it; float32 products run without tensor cores, on 32 cells. Programs
+    larger weights, half of it, or a quarter backward; float32 products run without tensor cores, on
+    32 cells. Programs
     that stay resident take half a tile too, of which more can be shared out in every step.
 
     Args:
@@ -78,8 +79,10 @@ def choose_launch(
         height, warps = 8, 4
     elif direction == "forward":
         height, warps = (16, 4) if tall else (8, 4)
+    elif capability >= 9:
+        height, warps = (16, 8) if tall else (8, 8)
     else:
-        height, warps = (16, 8) if tall else (8, 8 if capability >= 9 else 4)
+        height, warps = 4, 4 if channels == 16 else 8
     resident = 1 if warps == 8 else 2
     programs = resident * processors if processors else INTERPRETED_PROGRAMS
     return LaunchConfig(height, warps, programs)

@@ -1,9 +1,11 @@
 """What the fused kernels demand of tensors, checked before a launch."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from fastnca.fused.support import fused_reasons, shape_reasons
+from fastnca.fused.support import fused_reasons, interpreted, shape_reasons
 
 _NAMES = ("w1", "b1", "w2", "b2")
 
@@ -22,22 +24,38 @@ def check_tensors(state: Tensor, parameters: tuple[Tensor, ...], precision: str)
     """
     if state.dim() != 4:
         raise ValueError(f"state must be [B, C, H, W], got {tuple(state.shape)}")
-    batch, channels, height, width = state.shape
-    hidden = parameters[1].shape[0]
-    found = tuple([parameter.shape for parameter in parameters])
-    expected = ((hidden, 3 * channels, 1, 1), (hidden,), (channels, hidden, 1, 1), (channels,))
-    if found != expected:
-        raise ValueError(
-            f"parameters for {channels} channels must have the shapes {expected}, got "
-            f"{tuple(tuple(shape) for shape in found)}"
-        )
-    device = state.device
-    reasons = fused_reasons(device, state.dtype, channels, hidden, precision)
-    reasons += shape_reasons(batch, height, width)
-    for name, parameter in zip(_NAMES, parameters, strict=True):
-        if parameter.dtype != torch.float32 or parameter.device != device:
-            reasons.append(
-                f"{name} must be float32 on {device}, got {parameter.dtype} on {parameter.device}."
-            )
+    w1, b1, w2, b2 = parameters
+    found = (state.shape, w1.shape, b1.shape, w2.shape, b2.shape)
+    types = [(tensor.dtype, tensor.device) for tensor in parameters]
+    reasons = _reasons(found, *types, state.dtype, state.device, precision, interpreted())
     if reasons:
         raise RuntimeError("the fused kernels cannot run this rollout: " + " ".join(reasons))
+
+
+@lru_cache(maxsize=256)
+def _reasons(
+    shapes: tuple[torch.Size, ...],
+    w1: tuple[torch.dtype, torch.device],
+    b1: tuple[torch.dtype, torch.device],
+    w2: tuple[torch.dtype, torch.device],
+    b2: tuple[torch.dtype, torch.device],
+    dtype: torch.dtype,
+    device: torch.device,
+    precision: str,
+    interpreted: bool,
+) -> tuple[str, ...]:
+    """List every reason why tensors of these kinds cannot run; raise as `check_tensors` does."""
+    batch, channels, height, width = shapes[0]
+    hidden = shapes[2][0]
+    expected = ((hidden, 3 * channels, 1, 1), (hidden,), (channels, hidden, 1, 1), (channels,))
+    if shapes[1:] != expected:
+        raise ValueError(
+            f"parameters for {channels} channels must have the shapes {expected}, got "
+            f"{tuple(tuple(shape) for shape in shapes[1:])}"
+        )
+    reasons = fused_reasons(device, dtype, channels, hidden, precision)
+    reasons += shape_reasons(batch, height, width)
+    for name, kind in zip(_NAMES, (w1, b1, w2, b2), strict=True):
+        if kind != (torch.float32, device):
+            reasons.append(f"{name} must be float32 on {device}, got {kind[0]} on {kind[1]}.")
+    return tuple(reasons)

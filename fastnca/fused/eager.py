@@ -46,8 +46,13 @@ def eager_rollout(
         `[B, C, H, W]` float32, contiguous.
     """
     check_tensors(state, parameters, settings[2])
+    w1, b1, w2, b2 = parameters
     keep = torch.is_grad_enabled() and (
-        state.requires_grad or any(parameter.requires_grad for parameter in parameters)
+        state.requires_grad
+        or w1.requires_grad
+        or b1.requires_grad
+        or w2.requires_grad
+        or b2.requires_grad
     )
     if settings[4] and isinstance(numbers[0], int) and _capturing(state):
         raise RuntimeError(

@@ -26,6 +26,7 @@ from fastnca.fused.plan import Plan
 from fastnca.fused.rollout import Parameters
 from fastnca.fused.storage import Stored
 from fastnca.fused.workspace import Record, Workspace, record_cuda
+from fastnca.kernels import padded_channels
 
 ENVIRONMENT_VARIABLE = "FASTNCA_GRAPHS"
 
@@ -40,6 +41,9 @@ ROUND_STEPS = 32
 
 MOST_BYTES = 1 << 30
 """Of all workspaces together, on all devices."""
+
+SLOTS_CARRIED = 4
+"""What a backward pass carries takes about as much memory as this many stored states."""
 
 MOST_ALIKE = 2
 """Workspaces of one kind: rollouts that wait for their backward pass at the same time."""
@@ -139,7 +143,8 @@ class Graphs:
         if len(alike) >= MOST_ALIKE and all(workspace.busy for workspace in alike):
             return None
         plan = Plan(steps, plan.precision, plan.rule, 1, plan.keep)
-        if not self._make_room(plan.slots * state[:, 0].numel() * 4 * 16):
+        cell_bytes = 4 * padded_channels(state.shape[1])
+        if not self._make_room((plan.slots + SLOTS_CARRIED) * state[:, 0].numel() * cell_bytes):
             return None
         try:
             workspace = Workspace(state, parameters, plan, self._record)

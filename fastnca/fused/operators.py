@@ -86,7 +86,7 @@ def _fake_forward(
     state: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     _, steps, rate, precision, checkpoint_every, random, keep = settings
-    plan = make_plan(steps, rate, precision, checkpoint_every, keep, random)
+    plan = make_plan.__wrapped__(steps, rate, precision, checkpoint_every, keep, random)
     states, flags = allocate_states(state, plan.slots)
     return torch.empty_like(state, memory_format=torch.contiguous_format), states, flags
 

@@ -1,6 +1,7 @@
 """How a rollout runs: its steps, its precision, and the slots its states are stored in."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fastnca.kernels import Rule
 from fastnca.masks import threshold
@@ -57,6 +58,7 @@ class Plan:
         return self.segments if step == self.steps else self.segments + 1 + step % 2
 
 
+@lru_cache(maxsize=256)
 def make_plan(
     steps: int,
     update_rate: float,

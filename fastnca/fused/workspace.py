@@ -103,8 +103,11 @@ class Workspace:
 
     @property
     def bytes(self) -> int:
-        """Bytes of device memory, without what a backward pass carries."""
-        return self._stored.states.nbytes + self._stored.flags.nbytes
+        """Bytes of device memory."""
+        tensors = [self._stored.states, self._stored.flags, self._stored.weights.packed]
+        if self._carried is not None:
+            tensors += vars(self._carried).values()
+        return sum(tensor.nbytes for tensor in tensors)
 
     @property
     def busy(self) -> bool:

@@ -215,9 +215,11 @@ def test_release_leaves_waiting_rollouts_right(recorder: FakeRecorder) -> None:
 
 def test_memory_is_limited(recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The least recently used free workspace goes first; one in use stays."""
-    states, flags = 5 * 9 * 16 * 4, 5 * 20 * 8
-    monkeypatch.setattr(graphs, "MOST_BYTES", 2 * (states + flags))
     tensors = leaves()
+    for _ in range(2):
+        outcome(tensors, 4, seed=None)
+    (_, workspace), *_ = eager.GRAPHS._workspaces.values()
+    monkeypatch.setattr(graphs, "MOST_BYTES", 2 * workspace.bytes)
     for seed in (None, SEED, None, SEED):
         outcome(tensors, 4, seed=seed)
     assert len(eager.GRAPHS._workspaces) == 2
