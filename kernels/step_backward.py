@@ -188,14 +188,14 @@ def _step_backward_kernel(
     partial_ptr = partials_ptr + program.to(tl.int64) * size
     later = step + 1 < tl.load(counter_ptr + 2)
     partial1_ptr = partial_ptr + unit[:, None] + feature[None, :] * HIDDEN
-    tl.store(partial1_ptr, tl.load(partial1_ptr, mask=later, other=0.0) + grad1)
+    tl.store(partial1_ptr, tl.where(later, tl.load(partial1_ptr), 0.0) + grad1)
     partial_ptr += features * HIDDEN
     partial2_ptr = partial_ptr + unit[:, None] * CHANNELS + channel[None, :]
-    tl.store(partial2_ptr, tl.load(partial2_ptr, mask=later, other=0.0) + grad2)
+    tl.store(partial2_ptr, tl.where(later, tl.load(partial2_ptr), 0.0) + grad2)
     partial_ptr += HIDDEN * CHANNELS
     partial_bias2_ptr = partial_ptr + channel
     grad_bias2 = tl.sum(grad_bias2, axis=0)
-    tl.store(partial_bias2_ptr, tl.load(partial_bias2_ptr, mask=later, other=0.0) + grad_bias2)
+    tl.store(partial_bias2_ptr, tl.where(later, tl.load(partial_bias2_ptr), 0.0) + grad_bias2)
 
 
 def step_backward(

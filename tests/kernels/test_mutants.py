@@ -80,8 +80,8 @@ MUTANTS = {
     ),
     "bias gradient lost": (
         "step_backward.py",
-        "other=0.0) + grad_bias2)",
-        "other=0.0))",
+        "tl.load(partial_bias2_ptr), 0.0) + grad_bias2)",
+        "tl.load(partial_bias2_ptr), 0.0))",
     ),
     "bias gradient of the first layer lost": (
         "gradients.py",
