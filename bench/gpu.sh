@@ -9,10 +9,11 @@
 #   info         versions and the device            determinism  checkpoints, same bits
 #   report       machine code of every kernel       offsets      more than 2^31 elements
 #   parity       65 cases, outputs and gradients    graph        captures: the package's, a caller's
-#   gradients    every deliberate mistake is seen   persistent   the kernel that waits in itself
+#   gradients    bf16 and large grids, both         persistent   the kernel that waits in itself
 #   operators    opcheck, autograd, refusals        compile      torch.compile, one graph
-#   gpu          bf16 and large cases, thresholds   training     500 iterations, 3 seeds
+#   gpu          the threshold, wide numbers        training     500 iterations, 3 seeds
 #   race         250 repetitions, same bits         host         host cost without launches
+#   mutants      every deliberate mistake is seen
 #   timing       kernels, iterations, memory, host cost; eager and compiled beside them
 #   bench        the quick benchmark
 
@@ -29,7 +30,7 @@ python=${PYTHON:-python3}
 limit=${LIMIT:-540}
 parts=("$@")
 if [ ${#parts[@]} -eq 0 ]; then
-  parts=(info report parity gradients operators gpu race determinism offsets graph persistent
+  parts=(info report parity gradients operators gpu mutants race determinism offsets graph persistent
     compile training host timing bench)
 fi
 
@@ -45,9 +46,10 @@ run_part() {
       ;;
     report) "$python" -m bench.kernel_report --large --json "$out/kernels.json" ;;
     parity) tests parity tests/kernels/test_rollout.py "" ;;
-    gradients) tests gradients tests/kernels/test_mutants.py "" ;;
+    gradients) tests gradients tests/kernels/test_gpu.py test_parity ;;
+    mutants) tests mutants tests/kernels/test_mutants.py "" ;;
     operators) tests operators tests/kernels/test_operators.py "" ;;
-    gpu) tests gpu tests/kernels "threshold or test_offsets.py or test_parity" ;;
+    gpu) tests gpu tests/kernels "test_threshold.py or test_offsets.py" ;;
     race) tests race tests/kernels/test_gpu.py race ;;
     determinism) tests determinism tests/kernels/test_gpu.py determinism ;;
     offsets) tests offsets tests/kernels/test_gpu.py offsets ;;
