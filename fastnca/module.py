@@ -20,7 +20,7 @@ from fastnca.support import PRECISIONS, choose_backend, choose_seed, operand_pre
 
 _FEWEST_CELLS = 2048
 """Below this many cells a single step costs less with the reference operators than the search
-for active cells does (bench/speedup.py measures it)."""
+for active cells does (`python -m bench.run` measures it)."""
 
 
 class NeuralCA(reference.NeuralCA):

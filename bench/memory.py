@@ -1,0 +1,113 @@
+"""Measure what one run adds to a process's memory, each run in its own fresh process.
+
+The processes are forked from a server that has imported the package and done nothing else, so
+each starts with untouched memory and without the seconds that an import takes. They use malloc as
+the system has it, whatever the timing process does.
+"""
+
+import contextlib
+import multiprocessing
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench.cases import Case
+from bench.grown import Grown
+from bench.machine import give_freed_memory_back
+from bench.providers import PROVIDERS
+from bench.runners import Runner, Timed
+from bench.states import make_state
+
+_TIMEOUT = 300.0
+
+Answer = tuple[float | None, str]
+
+
+def peak_memory(case: Case, provider: str, device: torch.device, grown: Grown) -> Answer:
+    """Measure the extra peak memory of one run, after a small run of the same kind.
+
+    Args:
+        case: what to run.
+        provider: name.
+        device: where.
+        grown: weights and states.
+
+    Returns:
+        MiB and an empty string, or None and the reason why there is no figure.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.memory"])
+    receiver, sender = context.Pipe(duplex=False)
+    weights = {name: value.cpu().numpy() for name, value in grown.weights.items()}
+    arguments = (case, provider, device.type, weights, grown.pool.numpy(), sender)
+    process = context.Process(target=_measure, args=arguments)
+    process.start()
+    sender.close()
+    try:
+        if receiver.poll(_TIMEOUT):
+            with contextlib.suppress(EOFError):  # the child died without an answer
+                answer: Answer = receiver.recv()
+                return answer
+        return None, "memory: the process ended, or did not end, without a result"
+    finally:
+        process.kill()
+        process.join()
+
+
+def _measure(
+    case: Case,
+    provider: str,
+    device_type: str,
+    weights: dict[str, NDArray[np.float32]],
+    pool: NDArray[np.float32],
+    sender: Connection,
+) -> None:
+    """Run in the fresh process; arrays, because tensors would come as shared memory."""
+    tensors = {name: torch.tensor(value) for name, value in weights.items()}
+    grown = Grown(tensors, torch.tensor(pool))
+    try:
+        sender.send((_peak(case, provider, torch.device(device_type), grown), ""))
+    except Exception as error:
+        sender.send((None, f"memory: {type(error).__name__}: {first_line(error)}"))
+
+
+def _peak(case: Case, provider: str, device: torch.device, grown: Grown) -> float:
+    """Return the extra peak memory in MiB."""
+    runner = PROVIDERS[provider].build(grown.weights, device)
+    small = Case(case.mode, 48, 1, min(case.steps, 2), "fresh")
+    for warm_up in (small, case) if PROVIDERS[provider].compiles else (small,):
+        _prepare(runner, warm_up, grown, device).run()
+    timed = _prepare(runner, case, grown, device)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        timed.run()
+        return float(torch.cuda.max_memory_allocated() - before) / 2**20
+    give_freed_memory_back()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before_mib = _status("VmRSS")
+    timed.run()
+    return _status("VmHWM") - before_mib
+
+
+def _prepare(runner: Runner, case: Case, grown: Grown, device: torch.device) -> Timed:
+    timed = runner.timed(case, make_state(case.state, case.size, case.batch, grown).to(device))
+    timed.reset()
+    return timed
+
+
+def _status(field: str) -> float:
+    """Read a field of this process's memory (Linux), in MiB: VmRSS now, VmHWM the peak."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    raise ValueError(f"/proc/self/status has no {field}")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, without a trailing full stop."""
+    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")

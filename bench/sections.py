@@ -1,0 +1,188 @@
+"""The parts of the README that follow from results, as Markdown."""
+
+import re
+from collections.abc import Iterable
+
+from bench.cases import CLAIMS, Case
+from bench.providers import BASELINE, PROVIDERS
+from bench.quality import Result
+from bench.results import OK, Row
+from bench.table import SWEEPS, growth, sweep
+
+OURS = ("torch", "torch-steps", "triton-fp16", "triton-bf16", "triton-ieee")
+WITHOUT_GAIN = 1.3
+"""Cases whose ratio is below this are listed as those where the package does not help."""
+
+
+def where(rows: list[Row]) -> str:
+    """Say where the rows were measured, and how to read them."""
+    row = rows[0]
+    copied, product = row.copy_gb_per_second, row.matrix_gflop_per_second
+    return (
+        f"Measured on {row.machine}, {row.threads} threads, torch {row.torch}, Python "
+        f"{row.python}, at commit {row.commit.rstrip('+')}. This machine copies {copied:.0f} GB/s "
+        f"and multiplies matrices at {product:.0f} GFLOP/s. *Alive* is the mean share of living "
+        "cells during the run; from seeds the pattern grows. A speed-up is the tutorial's median "
+        "time over the provider's, in brackets the lowest and the highest of one round. *Matrix* "
+        "is the share of the matrix rate that evaluating every cell at this speed would take."
+    )
+
+
+def speed(rows: list[Row]) -> str:
+    """Return the table of times: a line per case, a column per provider."""
+    cases, names, found = _claims(rows)
+    others = [name for name in names if name != BASELINE]
+    header = ["batch 4, 64x64, 80 steps", "alive", "tutorial", *(f"`{name}`" for name in others)]
+    lines = [_line([*header, "matrix, tutorial", f"matrix, `{others[0]}`"]), ""]
+    for case in cases:
+        cells = [_title(case)]
+        base = found.get((str(case), BASELINE))
+        first = next(row for row in rows if row.case == str(case))
+        cells.append(f"{first.alive_mean:.0%}" if first.alive_mean is not None else "")
+        cells.append(f"{_digits(1e3 * base.seconds)} ms" if base and base.seconds else "")
+        for name in others:
+            row = found.get((str(case), name))
+            cells.append("")
+            if row and row.ratio and row.ratio_low and row.ratio_high:
+                spread = f"({row.ratio_low:.1f} to {row.ratio_high:.1f})"
+                bold = "**" if name in OURS else ""
+                cells[-1] = f"{bold}{row.ratio:.1f}{bold} {spread}"
+        for name in (BASELINE, others[0]):
+            row = found.get((str(case), name))
+            cells.append(f"{row.matrix_share:.0%}" if row and row.matrix_share else "")
+        lines.append(_line(cells))
+    lines[1] = "|" + " --- |" * lines[0].count(" |")
+    return "\n".join(lines)
+
+
+def memory(rows: list[Row]) -> str:
+    """Return the table of memory: a line per case, a column per provider."""
+    cases, names, found = _claims(rows)
+    lines = [_line(["extra peak memory, MiB (times less)", *(f"`{name}`" for name in names)])]
+    lines.append("|" + " --- |" * (len(names) + 1))
+    for case in cases:
+        cells = [_title(case)]
+        for name in names:
+            row = found.get((str(case), name))
+            cells.append(_digits(row.memory_mib) if row else "")
+            if row and row.memory_ratio and name != BASELINE:
+                cells[-1] += f" ({row.memory_ratio:.1f})"
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _claims(rows: list[Row]) -> tuple[list[Case], list[str], dict[tuple[str, str], Row]]:
+    """Return the main cases that were measured, their providers, ours first, and their rows."""
+    found = {row.key: row for row in rows if row.status == OK}
+    cases = [case for case in CLAIMS if any(key[0] == str(case) for key in found)]
+    keys = {str(case) for case in cases}
+    present = {provider for case, provider in found if case in keys}
+    order = [BASELINE, *OURS, *PROVIDERS]
+    return cases, [name for name in dict.fromkeys(order) if name in present], found
+
+
+def _title(case: Case) -> str:
+    return f"{case.mode.replace('+', ' + ')}, {case.state}"
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def powers_of_growth(rows: list[Row]) -> str:
+    """How time grows, as powers."""
+    lines = [
+        "Time of rollout + backward from grown states grows, over the upper half of each sweep, as",
+        "",
+        "| provider | cells^p | batch^p | steps^p |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name in PROVIDERS:
+        powers = []
+        for what, (field, fixed) in SWEEPS.items():
+            chosen = sweep(rows, field, name, mode="rollout+backward", state="grown", **fixed)
+            power = growth(chosen, what)
+            powers.append("" if power is None else f"{power:.2f}")
+        if any(powers):
+            lines.append(f"| {name} | {' | '.join(powers)} |")
+    return "\n".join(lines)
+
+
+def without_gain(rows: list[Row]) -> str:
+    """Where the package helps little or not, and what could not be measured."""
+    lines = [
+        f"Where it does not help, or less than {WITHOUT_GAIN} times:",
+        "",
+        "| case | alive | provider | speed-up |",
+        "| --- | --- | --- | --- |",
+    ]
+    poor = [row for row in rows if row.provider in OURS and row.ratio and row.ratio < WITHOUT_GAIN]
+    for row in sorted(poor, key=lambda row: row.ratio or 0):
+        lines.append(
+            f"| {_name(row)} | {row.alive_mean:.0%} | {row.provider} "
+            f"| {row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f}) |"
+        )
+    if not poor:
+        lines = [f"In no measured case was the speed-up below {WITHOUT_GAIN}."]
+    large = [row for row in rows if row.status != OK and row.provider == BASELINE]
+    if large:
+        listed = "; ".join(f"{_name(row)} ({row.reason})" for row in large)
+        lines += ["", f"Beyond this machine for the tutorial's class: {listed}."]
+    return "\n".join(lines)
+
+
+def _name(row: Case | Row) -> str:
+    steps = f"{row.steps} steps" if row.steps > 1 else "1 step"
+    mode = row.mode.replace("+", " + ")
+    return f"{mode}, {row.size}x{row.size}, batch {row.batch}, {steps}, {row.state}"
+
+
+def time_to_quality(results: Iterable[Result]) -> str:
+    """Time to quality."""
+    results = list(results)
+    if not results:
+        return ""
+    first = results[0]
+    lines = [
+        f"Time to quality: the tutorial's circle on a {first.size}x{first.size} grid (not 64x64, "
+        "where neither gets there in minutes on such a machine), the tutorial's recipe, until the "
+        f"mean loss of {first.window} iterations is {first.goal:g}; same first weights, pool "
+        "draws, steps and masks for both:",
+        "",
+        "| seed | tutorial | fastnca | times faster |",
+        "| --- | --- | --- | --- |",
+    ]
+    by_key = {(result.seed, result.provider): result for result in results}
+    for seed in sorted({result.seed for result in results}):
+        slow, fast = by_key[seed, "tutorial"], by_key[seed, "fastnca"]
+        gain = f"{slow.seconds / fast.seconds:.1f}" if slow.reached and fast.reached else ""
+        lines.append(f"| {seed} | {_reached(slow)} | {_reached(fast)} | {gain} |")
+    return "\n".join(lines)
+
+
+def _reached(result: Result) -> str:
+    what = f"{result.seconds:.0f} s, {result.iterations} iterations"
+    return what if result.reached else f"not reached in {what} (lowest {result.lowest:.3f})"
+
+
+def compiled_kernels(text: str) -> str:
+    """What the compiler makes of the fused kernels, from their own README."""
+    lines = text.splitlines()
+    header = next(i for i, line in enumerate(lines) if re.match(r"\| kernel +\| variant", line))
+    rows = [line for line in lines[header:] if re.match(r"\| step_\w+ \| fp16\S* \| sm_90 ", line)]
+    return "\n".join(
+        [
+            "What the compiler makes of the fused kernels (`python -m bench.kernel_report`; all "
+            "rows are in `kernels/README.md`):",
+            "",
+            *lines[header : header + 2],
+            *rows,
+        ]
+    )
+
+
+def _digits(value: float | None) -> str:
+    """Return three significant digits, or nothing."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
