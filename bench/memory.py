@@ -53,6 +53,7 @@ def peak_memory(case: Case, provider: str, device: torch.device, grown: Grown) -
                 return answer
         return None, "memory: the process ended, or did not end, without a result"
     finally:
+        process.join(timeout=5)
         process.kill()
         process.join()
 
@@ -77,7 +78,7 @@ def _measure(
 def _peak(case: Case, provider: str, device: torch.device, grown: Grown) -> float:
     """Return the extra peak memory in MiB."""
     runner = PROVIDERS[provider].build(grown.weights, device)
-    small = Case(case.mode, 48, 1, min(case.steps, 2), "fresh")
+    small = Case(case.mode, min(case.size, 48), 1, min(case.steps, 2), "fresh")
     for warm_up in (small, case) if PROVIDERS[provider].compiles else (small,):
         _prepare(runner, warm_up, grown, device).run()
     timed = _prepare(runner, case, grown, device)

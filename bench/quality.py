@@ -1,6 +1,6 @@
 """How long it takes to learn the circle: the tutorial's class against `fastnca`.
 
-    python -m bench.quality [--csv FILE] [--size 24] [--seeds 0,1,2] [--iterations 1200]
+    python -m bench.quality [--csv FILE] [--size 24] [--seeds 0,1,2] [--iterations 2000]
 
 Both are trained by the same pool trainer with the tutorial's recipe, from the same first weights,
 with the same draws from the pool, the same numbers of steps and the same masks, so they go through
@@ -164,7 +164,7 @@ def main() -> int:
     parser.add_argument("--csv", type=Path, default=OUTPUT)
     parser.add_argument("--size", type=int, default=24)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--iterations", type=int, default=1200)
+    parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--limit", type=float, default=180.0, help="seconds per run")
     options = parser.parse_args()
     if not all(seed.isdecimal() for seed in options.seeds.split(",")):

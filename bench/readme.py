@@ -37,7 +37,11 @@ def render(tables: dict[Path, list[Row]], quality: list[Result], kernels: str) -
     """
     parts = []
     for path, rows in tables.items():
-        parts += [sections.where(rows), sections.speed(rows), sections.memory(rows)]
+        parts += [
+            sections.where(rows, str(path.relative_to(ROOT))),
+            sections.speed(rows),
+            sections.memory(rows),
+        ]
         parts += [_pictures(path), sections.powers_of_growth(rows), sections.without_gain(rows)]
     parts.append(sections.time_to_quality(quality))
     if all(row.device != "cuda" for rows in tables.values() for row in rows):

@@ -1,6 +1,7 @@
 """The parts of the README that follow from results, as Markdown."""
 
 import re
+import textwrap
 from collections.abc import Iterable
 
 from bench.cases import CLAIMS, Case
@@ -14,17 +15,18 @@ WITHOUT_GAIN = 1.3
 """Cases whose ratio is below this are listed as those where the package does not help."""
 
 
-def where(rows: list[Row]) -> str:
-    """Say where the rows were measured, and how to read them."""
+def where(rows: list[Row], source: str) -> str:
+    """Say where the rows, those of file `source`, were measured, and how to read them."""
     row = rows[0]
     copied, product = row.copy_gb_per_second, row.matrix_gflop_per_second
-    return (
-        f"Measured on {row.machine}, {row.threads} threads, torch {row.torch}, Python "
-        f"{row.python}, at commit {row.commit.rstrip('+')}. This machine copies {copied:.0f} GB/s "
-        f"and multiplies matrices at {product:.0f} GFLOP/s. *Alive* is the mean share of living "
-        "cells during the run; from seeds the pattern grows. A speed-up is the tutorial's median "
-        "time over the provider's, in brackets the lowest and the highest of one round. *Matrix* "
-        "is the share of the matrix rate that evaluating every cell at this speed would take."
+    return _wrap(
+        f"Measured on {row.machine}, threads: {row.threads}, torch {row.torch}, Python "
+        f"{row.python}, at commit {row.commit.rstrip('+')}; every row is in `{source}`. This "
+        f"machine copies {copied:.0f} GB/s and multiplies matrices at {product:.0f} GFLOP/s. "
+        "*Alive* is the mean share of living cells during the run; from seeds the pattern grows. "
+        "A speed-up is the tutorial's median time over the provider's, in brackets the lowest and "
+        "the highest of one round. *Matrix* is the share of the matrix rate that evaluating every "
+        "cell at this speed would take; leaving dead cells out can bring it above 100 %."
     )
 
 
@@ -92,7 +94,8 @@ def _line(cells: list[str]) -> str:
 def powers_of_growth(rows: list[Row]) -> str:
     """How time grows, as powers."""
     lines = [
-        "Time of rollout + backward from grown states grows, over the upper half of each sweep, as",
+        "Time of rollout + backward from grown states grows as these powers, over the upper half",
+        "of each sweep:",
         "",
         "| provider | cells^p | batch^p | steps^p |",
         "| --- | --- | --- | --- |",
@@ -127,7 +130,7 @@ def without_gain(rows: list[Row]) -> str:
     large = [row for row in rows if row.status != OK and row.provider == BASELINE]
     if large:
         listed = "; ".join(f"{_name(row)} ({row.reason})" for row in large)
-        lines += ["", f"Beyond this machine for the tutorial's class: {listed}."]
+        lines += ["", _wrap(f"Beyond this machine for the tutorial's class: {listed}.")]
     return "\n".join(lines)
 
 
@@ -144,17 +147,23 @@ def time_to_quality(results: Iterable[Result]) -> str:
         return ""
     first = results[0]
     lines = [
-        f"Time to quality: the tutorial's circle on a {first.size}x{first.size} grid (not 64x64, "
-        "where neither gets there in minutes on such a machine), the tutorial's recipe, until the "
-        f"mean loss of {first.window} iterations is {first.goal:g}; same first weights, pool "
-        "draws, steps and masks for both:",
+        _wrap(
+            f"Time to quality: the tutorial's circle on a {first.size}x{first.size} grid, smaller "
+            "than the tutorial's 64x64 so that the case ends, trained with the tutorial's recipe "
+            f"until the mean loss of {first.window} iterations is {first.goal:g} "
+            "(`python -m bench.quality`). Both have the same first weights, draws from the pool, "
+            f"numbers of steps and masks. {first.machine}, threads: {first.threads}, torch "
+            f"{first.torch}, commit {first.commit.rstrip('+')}:"
+        ),
         "",
         "| seed | tutorial | fastnca | times faster |",
         "| --- | --- | --- | --- |",
     ]
     by_key = {(result.seed, result.provider): result for result in results}
     for seed in sorted({result.seed for result in results}):
-        slow, fast = by_key[seed, "tutorial"], by_key[seed, "fastnca"]
+        slow, fast = by_key.get((seed, "tutorial")), by_key.get((seed, "fastnca"))
+        if slow is None or fast is None:
+            continue
         gain = f"{slow.seconds / fast.seconds:.1f}" if slow.reached and fast.reached else ""
         lines.append(f"| {seed} | {_reached(slow)} | {_reached(fast)} | {gain} |")
     return "\n".join(lines)
@@ -169,16 +178,22 @@ def compiled_kernels(text: str) -> str:
     """What the compiler makes of the fused kernels, from their own README."""
     lines = text.splitlines()
     header = next(i for i, line in enumerate(lines) if re.match(r"\| kernel +\| variant", line))
-    rows = [line for line in lines[header:] if re.match(r"\| step_\w+ \| fp16\S* \| sm_90 ", line)]
+    rows = [
+        line for line in lines[header:] if re.match(r"\| step_\w+ \| fp16-c16-h128 \| sm_90 ", line)
+    ]
     return "\n".join(
         [
-            "What the compiler makes of the fused kernels (`python -m bench.kernel_report`; all "
-            "rows are in `kernels/README.md`):",
+            "What the compiler makes of the fused kernels at the tutorial's size, in their fastest",
+            "precision (`python -m bench.kernel_report`; more rows are in `kernels/README.md`):",
             "",
             *lines[header : header + 2],
             *rows,
         ]
     )
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def _digits(value: float | None) -> str:

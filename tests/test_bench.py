@@ -132,6 +132,14 @@ def OwnSteps(kind):  # noqa: N802 - makes a class
     return Steps()
 
 
+@pytest.mark.parametrize("case", [*MODES[:4], MODES[5]], ids=str)
+def test_gate_lets_cax_pass(case, pool, bench):
+    if reason := PROVIDERS["cax"].refusal(CPU):
+        pytest.skip(reason)
+    row = measure_case(bench, case, [PROVIDERS["cax"]])[0]
+    assert (row.status, row.reason) == (OK, "")
+
+
 def test_injected_masks_are_those_of_the_seed(pool):
     model, exact = TutorialCA(), reference.NeuralCA()
     model.load_state_dict(pool.weights)
