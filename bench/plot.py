@@ -16,6 +16,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -135,9 +136,11 @@ def draw_scaling(rows: list[Row]) -> Figure | None:
             if len(chosen) > 1:
                 drawn = True
                 _draw_line(axes, chosen, what, name)
-        axes.set_xscale("log", base=2 if what != "steps" else 10)
-        axes.set_yscale("log")
+        axes.set_xscale("log", base=2)
+        if what != "cells":
+            _label_values(axes)
         axes.set_xlabel(_AXES[what])
+        axes.set_yscale("log")
         axes.grid(which="major", lw=0.3)
         if axes.lines:
             axes.legend(fontsize=7, frameon=False, title=f"time ~ {what}^p", title_fontsize=7)
@@ -147,6 +150,14 @@ def draw_scaling(rows: list[Row]) -> Figure | None:
         plt.close(figure)
         return None
     return figure
+
+
+def _label_values(axes: Axes) -> None:
+    """Put a tick at every x value of the lines, as a plain number."""
+    values = sorted({float(x) for drawn in axes.lines for x in np.asarray(drawn.get_xdata())})
+    apart = [x for x, after in zip(values, [*values[1:], 1e9], strict=True) if after > 1.3 * x]
+    axes.set_xticks(apart, [f"{x:g}" for x in apart])
+    axes.minorticks_off()
 
 
 def _draw_line(axes: Axes, chosen: list[Row], what: str, name: str) -> None:
@@ -183,6 +194,7 @@ def draw_memory(rows: list[Row]) -> Figure | None:
     left.set_ylabel("extra peak memory of rollout + backward, MiB")
     left.set_xscale("log")
     left.set_yscale("log")
+    _label_values(left)
     left.set_title("grown states", fontsize=9)
     left.grid(lw=0.3)
     thickness = 0.8 / len(names)
@@ -211,7 +223,7 @@ def draw_memory(rows: list[Row]) -> Figure | None:
 def heading(rows: list[Row]) -> str:
     """Say where the rows were measured."""
     row = rows[0]
-    return f"{row.machine}, {row.threads} threads; torch {row.torch}, commit {row.commit}"
+    return f"{row.machine}, threads: {row.threads}; torch {row.torch}, commit {row.commit}"
 
 
 def main() -> int:

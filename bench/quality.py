@@ -1,6 +1,6 @@
 """How long it takes to learn the circle: the tutorial's class against `fastnca`.
 
-    python -m bench.quality [--csv FILE] [--size 24] [--seeds 0,1,2] [--iterations 2000]
+    python -m bench.quality [--csv FILE] [--size 16] [--seeds 0,1,2] [--iterations 2000]
 
 Both are trained by the same pool trainer with the tutorial's recipe, from the same first weights,
 with the same draws from the pool, the same numbers of steps and the same masks, so they go through
@@ -162,7 +162,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--csv", type=Path, default=OUTPUT)
-    parser.add_argument("--size", type=int, default=24)
+    parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--limit", type=float, default=180.0, help="seconds per run")
