@@ -84,7 +84,9 @@ def keep_freed_memory() -> bool:
 
 
 def give_freed_memory_back() -> None:
-    """Let glibc return freed memory to the system, so that it is not counted as in use."""
+    """Return freed memory to the system or the GPU, so that it is not counted as in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 

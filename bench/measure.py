@@ -1,6 +1,7 @@
 """Measure one case: build, gate, warm up, time by turns, weigh memory; each failure is a row."""
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 
@@ -8,7 +9,7 @@ from bench import gate
 from bench.cases import Case
 from bench.grown import Grown
 from bench.machine import Ceilings, Machine, free_memory, give_freed_memory_back
-from bench.memory import first_line, peak_memory
+from bench.memory import first_line, peak_in_fresh_process, peak_on_gpu
 from bench.providers import BASELINE, Provider
 from bench.results import OK, SKIPPED, WRONG, Row
 from bench.runners import Timed
@@ -66,8 +67,8 @@ def measure_case(bench: Bench, case: Case, providers: list[Provider]) -> list[Ro
     give_freed_memory_back()  # the fresh processes need it
     for name, taken in times.items():
         rows[name] = _fill(rows[name], case, bench.ceilings, taken, times.get(BASELINE))
-        if bench.memory:
-            mebibytes, reason = peak_memory(case, name, bench.device, bench.grown)
+        if bench.memory and bench.device.type == "cpu":
+            mebibytes, reason = peak_in_fresh_process(case, name, bench.grown)
             rows[name] = replace(rows[name], memory_mib=mebibytes, reason=reason)
     baseline = rows[BASELINE].memory_mib if BASELINE in rows else None
     return [_with_memory_ratio(row, baseline) for row in rows.values()]
@@ -92,7 +93,11 @@ def _time(
                     rows[name] = replace(rows[name], status=WRONG, reason=wrong)
                     continue
                 timed = runner.timed(case, state)
-                firsts[name] = bench.clock.measure(timed)
+                if bench.memory and bench.device.type == "cuda":
+                    mebibytes, firsts[name] = peak_on_gpu(partial(bench.clock.measure, timed))
+                    rows[name] = replace(rows[name], memory_mib=mebibytes)
+                else:
+                    firsts[name] = bench.clock.measure(timed)
                 runs[name] = timed
             except Exception as error:
                 rows[name] = replace(rows[name], reason=_sentence(error))

@@ -1,14 +1,18 @@
-"""Measure what one run adds to a process's memory, each run in its own fresh process.
+"""Measure what one run adds to the memory in use, at its peak.
 
-The processes are forked from a server that has imported the package and done nothing else, so
-each starts with untouched memory and without the seconds that an import takes. They use malloc as
-the system has it, whatever the timing process does.
+On a CPU each run has its own fresh process, because a process does not say what it has freed. The
+processes are forked from a server that has imported the package and done nothing else, so each
+starts with untouched memory and without the seconds that an import takes. They use malloc as the
+system has it, whatever the timing process does. On CUDA torch's allocator counts, and the first
+call of the timing process is measured, which is the one that a CUDA graph allocates in.
 """
 
 import contextlib
 import multiprocessing
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,16 +27,26 @@ from bench.states import make_state
 
 _TIMEOUT = 300.0
 
+T = TypeVar("T")
 Answer = tuple[float | None, str]
 
 
-def peak_memory(case: Case, provider: str, device: torch.device, grown: Grown) -> Answer:
-    """Measure the extra peak memory of one run, after a small run of the same kind.
+def peak_on_gpu(run: Callable[[], T]) -> tuple[float, T]:
+    """Return the extra peak memory of one run on the current GPU in MiB, and what it returned."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = run()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20, result
+
+
+def peak_in_fresh_process(case: Case, provider: str, grown: Grown) -> Answer:
+    """Measure the extra peak memory of one run on the CPU, after a small run of the same kind.
 
     Args:
         case: what to run.
         provider: name.
-        device: where.
         grown: weights and states.
 
     Returns:
@@ -42,7 +56,7 @@ def peak_memory(case: Case, provider: str, device: torch.device, grown: Grown) -
     context.set_forkserver_preload(["bench.memory"])
     receiver, sender = context.Pipe(duplex=False)
     weights = {name: value.cpu().numpy() for name, value in grown.weights.items()}
-    arguments = (case, provider, device.type, weights, grown.pool.numpy(), sender)
+    arguments = (case, provider, weights, grown.pool.numpy(), sender)
     process = context.Process(target=_measure, args=arguments)
     process.start()
     sender.close()
@@ -61,7 +75,6 @@ def peak_memory(case: Case, provider: str, device: torch.device, grown: Grown) -
 def _measure(
     case: Case,
     provider: str,
-    device_type: str,
     weights: dict[str, NDArray[np.float32]],
     pool: NDArray[np.float32],
     sender: Connection,
@@ -70,24 +83,18 @@ def _measure(
     tensors = {name: torch.tensor(value) for name, value in weights.items()}
     grown = Grown(tensors, torch.tensor(pool))
     try:
-        sender.send((_peak(case, provider, torch.device(device_type), grown), ""))
+        sender.send((_peak(case, provider, grown), ""))
     except Exception as error:
         sender.send((None, f"memory: {type(error).__name__}: {first_line(error)}"))
 
 
-def _peak(case: Case, provider: str, device: torch.device, grown: Grown) -> float:
+def _peak(case: Case, provider: str, grown: Grown) -> float:
     """Return the extra peak memory in MiB."""
-    runner = PROVIDERS[provider].build(grown.weights, device)
+    runner = PROVIDERS[provider].build(grown.weights, torch.device("cpu"))
     small = Case(case.mode, min(case.size, 48), 1, min(case.steps, 2), "fresh")
     for warm_up in (small, case) if PROVIDERS[provider].compiles else (small,):
-        _prepare(runner, warm_up, grown, device).run()
-    timed = _prepare(runner, case, grown, device)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        timed.run()
-        return float(torch.cuda.max_memory_allocated() - before) / 2**20
+        _prepare(runner, warm_up, grown).run()
+    timed = _prepare(runner, case, grown)
     give_freed_memory_back()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before_mib = _status("VmRSS")
@@ -95,8 +102,8 @@ def _peak(case: Case, provider: str, device: torch.device, grown: Grown) -> floa
     return _status("VmHWM") - before_mib
 
 
-def _prepare(runner: Runner, case: Case, grown: Grown, device: torch.device) -> Timed:
-    timed = runner.timed(case, make_state(case.state, case.size, case.batch, grown).to(device))
+def _prepare(runner: Runner, case: Case, grown: Grown) -> Timed:
+    timed = runner.timed(case, make_state(case.state, case.size, case.batch, grown))
     timed.reset()
     return timed
 

@@ -28,7 +28,7 @@ class Row:
         cell_steps_per_second: cells times steps over `seconds`.
         ratio: tutorial's median over this median.
         ratio_low, ratio_high: lowest and highest ratio within one round.
-        memory_mib: extra peak memory of one run in a fresh process.
+        memory_mib: extra peak memory of one run, see `bench.memory`.
         memory_ratio: tutorial's over this one's.
         matrix_share: operations of evaluating every cell, per second, over the matrix rate. More
             than 1 is possible for who leaves dead cells out.

@@ -46,7 +46,7 @@ def alive_shares(case: Case, state: Tensor, weights: dict[str, Tensor]) -> tuple
 
     The rollout is one with the same weights and other masks than the timed ones.
     """
-    model = NeuralCA().to(state.device)
+    model = NeuralCA(backend="torch").to(state.device)
     model.load_state_dict(weights)
     model.train(case.mode != "inference")
     every = max(1, case.steps // FRAMES)

@@ -14,7 +14,7 @@ from bench.grown import Grown
 from bench.machine import Ceilings, Machine
 from bench.masks import injected_masks
 from bench.measure import Bench, measure_case
-from bench.memory import peak_memory
+from bench.memory import peak_in_fresh_process
 from bench.providers import PROVIDERS, Provider, TutorialCA
 from bench.results import OK, SKIPPED, WRONG, Row, read_csv, write_csv
 from bench.runners import TorchRunner
@@ -108,6 +108,18 @@ def test_gate_catches_a_wrong_step(case, pool):
     if case.state == "fresh":
         case = replace(case, state="grown")
     assert "cells differ" in gate_of(NoLastTest(), case, pool)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="bench.run itself does this on CUDA")
+@pytest.mark.parametrize("mode", ["step+backward", "rollout+backward"])
+def test_gate_lets_fused_kernels_pass_in_the_interpreter(mode, pool):
+    provider = PROVIDERS["triton-fp16"]
+    case = Case(mode, 16, 1, 1 if mode.startswith("step") else 2, "grown")
+    state = make_state(case.state, case.size, case.batch, pool)
+    runner = provider.build(pool.weights, CPU)
+    assert gate.check(runner, case, state, pool.weights, provider.tolerance) is None
+    exact = PROVIDERS["torch"].tolerance
+    assert gate.check(runner, case, state, pool.weights, exact) is not None
 
 
 def test_gate_catches_a_wrong_gradient(pool):
@@ -211,11 +223,11 @@ def test_memory_of_a_fresh_process(pool):
     case = Case("rollout+backward", 48, 2, 12, "fresh")
     if sys.platform != "linux":
         pytest.skip("a CPU's memory is measured on Linux")
-    eager, reason = peak_memory(case, "tutorial", CPU, pool)
+    eager, reason = peak_in_fresh_process(case, "tutorial", pool)
     assert reason == ""
     kept = 2 * 48 * 48 * 12 * 4 * 256 / 2**20  # hidden layer before and after its ReLU
     assert kept < eager < 4 * kept
-    none, reason = peak_memory(case, "nobody", CPU, pool)
+    none, reason = peak_in_fresh_process(case, "nobody", pool)
     assert none is None
     assert reason.startswith("memory: ")
 
