@@ -2,7 +2,7 @@
 
     python -m bench.grown
 
-trains the tutorial's recipe on a 32x32 circle for 300 iterations from a fixed seed and keeps model
+trains the tutorial's recipe on a 32x32 circle for 200 iterations from a fixed seed and keeps model
 and pool in `bench/.cache/`. The other benchmarks call it when needed. Training is chaotic: another
 machine grows other states, which is why every result states its alive share.
 """
@@ -17,7 +17,7 @@ from fastnca import NeuralCA, create_target_circle
 from fastnca.training import PoolTrainer, TrainConfig
 
 CACHE = Path(__file__).parent / ".cache" / "circle-32"
-ITERATIONS = 300
+ITERATIONS = 200
 SIZE = 32
 
 

@@ -58,7 +58,10 @@ def peak_in_fresh_process(case: Case, provider: str, grown: Grown) -> Answer:
     weights = {name: value.cpu().numpy() for name, value in grown.weights.items()}
     arguments = (case, provider, weights, grown.pool.numpy(), sender)
     process = context.Process(target=_measure, args=arguments)
-    process.start()
+    try:
+        process.start()
+    except OSError as error:  # the server of processes is gone
+        return None, f"memory: no fresh process: {first_line(error)}"
     sender.close()
     try:
         if receiver.poll(_TIMEOUT):
