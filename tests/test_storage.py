@@ -206,7 +206,7 @@ def rewrite(**changes):
     def change(content):
         header = json.loads(content)
         header.update(changes)
-        header["sha256"] = bundle._digest(header)
+        header["sha256"] = bundle.digest_header(header)
         return json.dumps(header).encode()
 
     return change

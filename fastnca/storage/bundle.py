@@ -23,8 +23,8 @@ from torch import Tensor
 from fastnca.storage.atomic import write_atomically
 
 FORMAT_VERSION = 1
-_MAX_JSON_BYTES = 1 << 20
-_MAX_HEADER_BYTES = 1 << 20  # of the safetensors file, beyond the tensors themselves
+MAX_JSON_BYTES = 1 << 20
+MAX_HEADER_BYTES = 1 << 20  # of the safetensors file, beyond the tensors themselves
 
 Header = dict[str, Any]
 Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -78,7 +78,7 @@ class BundleFormat:
             "tensors_sha256": hashlib.sha256(data).hexdigest(),
             "previous": self._previous(directory),
         }
-        description["sha256"] = _digest(description)
+        description["sha256"] = digest_header(description)
         text = json.dumps(description, indent=2, allow_nan=False) + "\n"
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(directory / self.json_name, text.encode())
@@ -100,11 +100,11 @@ class BundleFormat:
         if isinstance(header["previous"], dict):
             candidates.append(header["previous"])
         shapes = [self._expected(directory, candidate) for candidate in candidates]
-        data = _read(path, max(map(_size, shapes)) + _MAX_HEADER_BYTES)
+        data = read_limited(path, max(map(tensor_bytes, shapes)) + MAX_HEADER_BYTES)
         digest = hashlib.sha256(data).hexdigest()
         for candidate, expected in zip(candidates, shapes, strict=True):
             if candidate.get("tensors_sha256") == digest:
-                return candidate, _parse(path, data, expected)
+                return candidate, parse_tensors(path, data, expected)
         raise FileFormatError(
             path, f"its SHA-256 is not the one in {self.json_name}; the file was changed or damaged"
         )
@@ -113,7 +113,7 @@ class BundleFormat:
         """Read and verify the JSON file."""
         path = directory / self.json_name
         try:
-            header = json.loads(_read(path, _MAX_JSON_BYTES))
+            header = json.loads(read_limited(path, MAX_JSON_BYTES))
         except (ValueError, RecursionError) as error:
             if isinstance(error, FileFormatError):
                 raise
@@ -127,7 +127,7 @@ class BundleFormat:
                 f"format version {version}, this fastnca reads version {FORMAT_VERSION}; "
                 "install the fastnca that wrote it",
             )
-        if header.get("sha256") != _digest(header):
+        if header.get("sha256") != digest_header(header):
             raise FileFormatError(path, "its SHA-256 does not fit; the file was changed or damaged")
         return header
 
@@ -180,18 +180,24 @@ def check_tensors(path: Path, tensors: Mapping[str, Tensor], expected: Shapes) -
             raise FileFormatError(path, f"tensor '{name}' holds NaN or infinite values")
 
 
-def _digest(header: Header) -> str:
+def digest_header(header: Header) -> str:
     """Return the SHA-256 of a header without its own checksum, independent of white space."""
     content = {key: value for key, value in header.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _size(shapes: Shapes) -> int:
+def tensor_bytes(shapes: Shapes) -> int:
+    """Return the bytes of all tensors together."""
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
 
 
-def _read(path: Path, limit: int) -> bytes:
-    """Read a file of at most `limit` bytes."""
+def read_limited(path: Path, limit: int) -> bytes:
+    """Read a file.
+
+    Raises:
+        FileFormatError: it is longer than `limit` bytes.
+        OSError: it cannot be read.
+    """
     size = path.stat().st_size
     if size > limit:
         raise FileFormatError(path, f"too large: {size} bytes where at most {limit} can be right")
@@ -199,7 +205,12 @@ def _read(path: Path, limit: int) -> bytes:
         return file.read(limit + 1)
 
 
-def _parse(path: Path, data: bytes, expected: Shapes) -> dict[str, Tensor]:
+def parse_tensors(path: Path, data: bytes, expected: Shapes) -> dict[str, Tensor]:
+    """Decode the content of safetensors file `path`.
+
+    Raises:
+        FileFormatError: it holds something else than `expected`.
+    """
     try:
         tensors: dict[str, Tensor] = load_safetensors(data)
     except (SafetensorError, ValueError, KeyError) as error:
