@@ -43,16 +43,27 @@ def model_dir(tmp_path):
 
 def test_train_leaves_model_metrics_and_pictures(run):
     assert sorted(os.listdir(run)) == [
+        ".lock",
+        "best",
+        "ckpt-00000003",
         "config.json",
         "growth.gif",
         "growth.png",
+        "latest",
         "loss.png",
         "metrics.csv",
         "model.safetensors",
         "regeneration.png",
-        "trainer.json",
-        "trainer.safetensors",
     ]
+    assert (run / "latest").read_text() == "ckpt-00000003\n"
+    assert sorted(os.listdir(run / "ckpt-00000003")) == [
+        "config.json",
+        "manifest.json",
+        "model.safetensors",
+        "pool-00000-of-00001.safetensors",
+        "train.safetensors",
+    ]
+    assert NeuralCA.load(run / "ckpt-00000003").metadata["size"] == 12
     model = NeuralCA.load(run)
     assert (model.num_channels, model.hidden_dim) == (16, 6)
     assert model.metadata["size"] == 12
@@ -97,7 +108,7 @@ def test_train_resumes(tmp_path, capsys):
     resumed, straight = (NeuralCA.load(tmp_path / name) for name in ("run", "straight"))
     assert straight.metadata == resumed.metadata
     finals = [
-        load_file(tmp_path / name / "trainer.safetensors")["model.update_net.2.weight"]
+        load_file(tmp_path / name / "ckpt-00000005" / "model.safetensors")["update_net.2.weight"]
         for name in ("run", "straight")
     ]
     assert torch.equal(*finals)
@@ -127,7 +138,8 @@ def test_train_on_a_picture(tmp_path):
 def test_presets_and_flags_reach_the_trainer(tmp_path):
     flags = ["--preset", "persistent", "--no-clamp-loss", "--milestones", "1", "2"]
     assert main(["train", *QUICK, *flags, "--out", str(tmp_path / "r")]) == 0
-    config = json.loads((tmp_path / "r" / "trainer.json").read_text())["config"]
+    manifest = json.loads((tmp_path / "r" / "ckpt-00000003" / "manifest.json").read_text())
+    config = manifest["config"]
     assert config["reseed"] == "before"
     assert config["milestones"] == [1, 2]
     assert config["gradient"] == "normalize"
@@ -164,7 +176,8 @@ def test_interrupted_training_saves_and_tells_the_way_on(tmp_path, number, code)
     assert process.returncode == code
     assert complained == ""
     assert f"continue with --out {out} --resume" in said
-    assert json.loads((out / "trainer.json").read_text())["iteration"] >= 3
+    checkpoint = out / (out / "latest").read_text().strip()
+    assert json.loads((checkpoint / "manifest.json").read_text())["iteration"] >= 3
     assert NeuralCA.load(out).metadata["size"] == 12
 
 

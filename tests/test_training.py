@@ -19,7 +19,7 @@ from fastnca.training import (
     TrainConfig,
     growth_loss,
 )
-from fastnca.training.damage import damage_discs
+from fastnca.training.damage import cut_discs, draw_discs
 from tests.helpers import excite
 
 SMALL = {"pool_size": 6, "batch_size": 3, "min_steps": 3, "max_steps": 6, "seed": 1}
@@ -118,14 +118,18 @@ def test_worst_is_reseeded_before_and_best_are_damaged(monkeypatch):
     each.pool.states[:] = target * (1 - quality)[:, None, None, None] + 0.01
     damaged = []
     monkeypatch.setattr(
-        "fastnca.training.trainer.damage_discs",
-        lambda states, generator: damaged.append(states.clone()) or states * 0,
+        "fastnca.training.iteration.cut_discs",
+        lambda states, centers, radii: damaged.append(states.clone()) or states * 0,
     )
-    slots, states = each._draw()
-    assert slots.tolist() == [1, 2, 3, 0]  # from the highest loss to the lowest
-    assert torch.equal(states[:1], each.seed_state)
-    assert torch.equal(states[1], each.pool.states[2])
-    assert states[2:].abs().max() == 0
+    draw = each.randomness.next()
+    batch = each.iterate.prepare(draw)
+    assert sorted(draw.slots.tolist()) == [0, 1, 2, 3]
+    assert batch.slots.tolist() == [1, 2, 3, 0]  # from the highest loss to the lowest
+    assert torch.equal(draw.slots[batch.order], batch.slots)
+    assert torch.equal(batch.drawn, each.pool.states[batch.slots])
+    assert torch.equal(batch.states[:1], each.seed_state)
+    assert torch.equal(batch.states[1], each.pool.states[2])
+    assert batch.states[2:].abs().max() == 0
     assert torch.equal(damaged[0], each.pool.states[[3, 0]])
 
 
@@ -280,7 +284,7 @@ def test_resume_refuses_another_run(tmp_path):
         (trainer(learning_rate=1e-3), "learning_rate=0.002, this one 0.001"),
         (trainer(hidden=9), "hidden_dim 8, this one 9"),
         (trainer(size=13), "size 12, this one 13"),
-        (trainer(pool_size=7), "pool_slots 6, this one 7"),
+        (trainer(pool_size=7), "pool_size=6, this one 7"),
     ]:
         with pytest.raises(ValueError, match=words):
             other.resume(tmp_path)
@@ -366,7 +370,7 @@ def test_pool_samples_and_commits():
 
 def test_damage_zeroes_discs_and_nothing_else():
     states = torch.ones(50, 4, 40, 40)
-    damaged = damage_discs(states, torch.Generator().manual_seed(0))
+    damaged = cut_discs(states, *draw_discs(50, torch.Generator().manual_seed(0)))
     gone = damaged[:, 0] == 0
     assert torch.equal(damaged, (~gone)[:, None].float().expand_as(states))
     radii = (gone.sum(dim=(1, 2)) / math.pi).sqrt() / 19.5

@@ -1,7 +1,7 @@
 """Arguments of the command line, and its errors: one sentence, and an exit code.
 
-Exit codes: 0 done, 1 refused or failed, 2 wrong arguments, 3 training diverged, 130 Ctrl-C,
-143 SIGTERM.
+Exit codes: 0 done, 1 refused or failed, 2 wrong arguments, 3 training diverged, 4 out of memory,
+130 Ctrl-C, 143 SIGTERM.
 """
 
 import argparse
@@ -24,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (BackendError, FileFormatError, OSError, TypeError, ValueError) as error:
         print(f"fastnca: {error}", file=sys.stderr)
         return 1
+    except MemoryError as error:
+        print(f"fastnca: {error or 'memory ran out'}", file=sys.stderr)
+        return 4
     except KeyboardInterrupt:
         return 130
 
@@ -57,10 +60,23 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--padding", type=_count, help="empty cells around a picture (size / 8)")
     parser.add_argument("--out", type=Path, help="directory of the run (runs/TARGET)")
     parser.add_argument("--force", action="store_true", help="overwrite a run in --out")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        choices=("yes", "auto"),
+        const="yes",
+        help="continue the run in --out; auto: start one if there is none",
+    )
     parser.add_argument("--channels", type=_positive, default=16, help="state channels (16)")
     parser.add_argument("--hidden", type=_positive, default=128, help="hidden width (128)")
     parser.add_argument("--device", type=_device, default=_device("auto"), help="cpu, cuda, ...")
+    parser.add_argument(
+        "--timeout",
+        type=_length,
+        default=600.0,
+        metavar="SECONDS",
+        help="several processes: how long one waits for another that no longer answers (600)",
+    )
     _add_backend(parser)
     recipe = parser.add_argument_group("recipe", "each option changes one thing in the preset")
     recipe.add_argument("--preset", choices=list(PRESETS), default="tutorial")
@@ -162,8 +178,11 @@ def _length(text: str) -> float:
 def _device(text: str) -> str:
     import torch
 
+    from fastnca.training.processes import local_device
+
     if text == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        text = "cuda" if torch.cuda.is_available() else "cpu"
+    text = local_device(text)
     try:
         torch.empty(0, device=torch.device(text))
     except (RuntimeError, AssertionError) as error:

@@ -1,6 +1,7 @@
 """`fastnca train`: train a model and draw what it learned."""
 
 import math
+import sys
 import time
 from argparse import Namespace
 from dataclasses import fields
@@ -17,40 +18,91 @@ from fastnca.images import load_target
 from fastnca.module import NeuralCA
 from fastnca.pictures import plot_loss, visualize_growth, visualize_regeneration
 from fastnca.storage.atomic import write_atomically
+from fastnca.storage.checkpoints import list_checkpoints
 from fastnca.support import choose_backend
 from fastnca.targets import TARGETS, create_target
-from fastnca.training import BestWeights, DivergedError, PoolTrainer, TrainConfig
+from fastnca.training import (
+    BestWeights,
+    DivergedError,
+    MemoryLimitError,
+    PoolTrainer,
+    Processes,
+    RunDirectory,
+    StopNow,
+    TrainConfig,
+)
+from fastnca.training.processes import open_address
+from fastnca.training.run import Resumed
 
 DIVERGED = 3
-_OWN_FILES = ("config.json", "trainer.json", "metrics.csv")
+OUT_OF_MEMORY = 4
+_OWN_FILES = ("config.json", "metrics.csv")
 
 
 def train(arguments: Namespace) -> int:
     """Train, save, draw. Interrupted or diverged runs save what they have, too.
 
-    The model that is saved is the one that grew best (`BestWeights`); the run that `--resume`
-    continues is saved beside it as it was at the end.
+    The model that is saved is the one that grew best (`BestWeights`); the checkpoints that
+    `--resume` continues from lie beside it.
     """
+    device = torch.device(arguments.device)
+    processes = Processes.join(device, arguments.timeout)
+    try:
+        return _train(arguments, processes)
+    finally:
+        processes.leave()
+
+
+def _train(arguments: Namespace, processes: Processes) -> int:
     config = _config(arguments)
     target = _target(arguments)
     out: Path = arguments.out or Path("runs") / Path(arguments.target).stem
-    _prepare(out, arguments)
-    trainer = PoolTrainer(_model(arguments, config), target, config)
-    if arguments.resume:
-        trainer.resume(out)
+    model = _model(arguments, config)
+    if processes.first:
+        _check_free(out, arguments)
+    run = RunDirectory(out, processes)
+    with run.hold():
+        trainer = PoolTrainer(model, target, config, processes)
+        model.metadata = _facts(trainer, arguments)
+        resumed = None
+        if arguments.resume == "yes" or (arguments.resume and run.has_checkpoints()):
+            resumed = run.resume(trainer)
+        else:
+            run.clear()
+        if processes.first:
+            _announce(trainer, arguments, out, resumed)
+        return _fit(trainer, run, arguments, out)
+
+
+def _fit(trainer: PoolTrainer, run: RunDirectory, arguments: Namespace, out: Path) -> int:
+    """Train, then save and draw in the first process."""
     best = BestWeights(trainer)
-    _announce(trainer, arguments, out)
+    first = trainer.processes.first
     start = time.perf_counter()
     try:
-        trainer.fit(metrics=out / "metrics.csv", on_step=best)
+        trainer.fit(metrics=out / "metrics.csv", on_step=best, run=run)
     except DivergedError as error:
-        _save(trainer, best, arguments, out)
-        print(f"fastnca: {error}\nThe model is saved in {out}")
+        if first:
+            _save(trainer, best, arguments, out)
+            print(f"fastnca: {error}\nThe model is saved in {out}")
         return DIVERGED
-    except (KeyboardInterrupt, SystemExit):
-        _save(trainer, best, arguments, out)
-        print(f"\nstopped after {trainer.iteration} iterations; continue with --out {out} --resume")
+    except StopNow:
+        if first:
+            print(f"\nstopped at once; the last checkpoint is {_last(out)}")
         raise
+    except (KeyboardInterrupt, SystemExit):
+        if first:
+            _save(trainer, best, arguments, out)
+            print(
+                f"\nstopped after {trainer.iteration} iterations; continue with --out {out} "
+                "--resume"
+            )
+        raise
+    except MemoryLimitError as error:
+        print(f"fastnca: {error}\nThe last checkpoint is {_last(out)}", file=sys.stderr)
+        return OUT_OF_MEMORY
+    if not first:
+        return 0
     seconds = time.perf_counter() - start
     _save(trainer, best, arguments, out)
     _draw(trainer, out)
@@ -83,15 +135,15 @@ def _target(arguments: Namespace) -> Tensor:
     return load_target(path, arguments.size, arguments.padding, device=arguments.device)
 
 
-def _prepare(out: Path, arguments: Namespace) -> None:
-    """Make the output directory; refuse to overwrite another run."""
+def _check_free(out: Path, arguments: Namespace) -> None:
+    """Refuse to overwrite another run."""
     taken = [name for name in _OWN_FILES if (out / name).exists()]
+    taken += [path.name for path in list_checkpoints(out)]
     if taken and not (arguments.force or arguments.resume):
         raise FileExistsError(
             f"{out} already holds a run ({', '.join(taken)}): choose another --out, continue it "
             "with --resume, or overwrite it with --force"
         )
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def _model(arguments: Namespace, config: TrainConfig) -> NeuralCA:
@@ -102,16 +154,28 @@ def _model(arguments: Namespace, config: TrainConfig) -> NeuralCA:
     return model.to(arguments.device)
 
 
-def _announce(trainer: PoolTrainer, arguments: Namespace, out: Path) -> None:
+def _announce(
+    trainer: PoolTrainer, arguments: Namespace, out: Path, resumed: Resumed | None
+) -> None:
     model, size = trainer.model, trainer.target.shape[-1]
     backend = choose_backend(model, model.backend, model.precision, trainer.seed_state)
     print(
         f"fastnca {__version__}: {arguments.target} on {size}x{size} cells, {model.num_channels} "
         f"channels, hidden {model.hidden_dim}, preset {arguments.preset}, "
         f"{trainer.config.iterations} iterations\nbackend {backend} on {arguments.device} "
-        f"({torch.get_num_threads()} threads), writing to {out}",
+        f"({torch.get_num_threads()} threads), writing to {out}\n"
+        f"memory: {trainer.memory}",
         flush=True,
     )
+    if trainer.processes.size > 1:
+        print(f"{trainer.processes.size} processes, each with {len(trainer.pool)} states")
+    if address := open_address():
+        print(
+            f"the processes meet at {address}, which other machines can reach: torch.distributed "
+            "neither encrypts nor checks who connects, so use a closed network"
+        )
+    if resumed is not None:
+        print("\n".join([f"continuing from {resumed.path}", *resumed.notes]), flush=True)
 
 
 def _recent_loss(trainer: PoolTrainer) -> float:
@@ -119,20 +183,28 @@ def _recent_loss(trainer: PoolTrainer) -> float:
     return sum(recent) / len(recent) if recent else float("nan")
 
 
-def _save(trainer: PoolTrainer, best: BestWeights, arguments: Namespace, out: Path) -> None:
-    """Write the run so that it can be continued, then the model with the best weights."""
-    trainer.save(out)
-    if math.isinf(best.loss):
-        best.look()
-    trainer.model.load_state_dict(best.weights)
-    facts: dict[str, Any] = {
+def _last(out: Path) -> str:
+    """Name the newest checkpoint."""
+    checkpoints = list_checkpoints(out)
+    return str(checkpoints[0]) if checkpoints else "none: the run was not saved yet"
+
+
+def _facts(trainer: PoolTrainer, arguments: Namespace) -> dict[str, Any]:
+    """Return what is saved with a model, beside its weights."""
+    return {
         "size": trainer.target.shape[-1],
         "fill_hidden": trainer.config.fill_hidden,
         "target": arguments.target,
         "preset": arguments.preset,
-        "iterations": best.iteration,
     }
-    trainer.model.metadata = facts
+
+
+def _save(trainer: PoolTrainer, best: BestWeights, arguments: Namespace, out: Path) -> None:
+    """Write the model with the best weights."""
+    if math.isinf(best.loss):
+        best.look()
+    trainer.model.load_state_dict(best.weights)
+    trainer.model.metadata = {**_facts(trainer, arguments), "iterations": best.iteration}
     trainer.model.save(out)
 
 

@@ -1,19 +1,33 @@
 """Pool training: configuration and presets, the pool, the trainer, and the tutorial's function.
 
 config.py      TrainConfig and the presets
-pool.py        SamplePool: sample, write back
+memory.py      what a run needs, and whether it is there
+draw.py        every random choice of an iteration
+pool.py        SamplePool: states on the device
+host_pool.py   HostPool: states in host memory, read ahead
 damage.py      random discs for the regenerating recipe
-trainer.py     PoolTrainer: one iteration, and the loop around it
+iteration.py   one iteration as operations on tensors
+checks.py      what a trainer refuses
+update.py      gradients, Adam, or no change
+trainer.py     PoolTrainer: starts iterations and reads their numbers
 step.py        StepResult: what one iteration did
-checkpoint.py  save a trainer and continue it
+loop.py        the loop around the iterations
+processes.py   the processes that train together
+run.py         RunDirectory: checkpoints, one trainer at a time
+checkpoint.py  what a checkpoint holds
 log.py         metrics.csv and the progress bar
 interrupt.py   finish the iteration on Ctrl-C and SIGTERM
+best.py        the weights that grow best
 tutorial.py    train_nca
 """
 
 from fastnca.training.best import BestWeights, growth_loss
 from fastnca.training.config import PRESETS, TrainConfig
+from fastnca.training.interrupt import StopNow
+from fastnca.training.memory import MemoryLimitError
 from fastnca.training.pool import SamplePool
+from fastnca.training.processes import Processes
+from fastnca.training.run import CheckpointError, RunDirectory
 from fastnca.training.step import StepResult
 from fastnca.training.trainer import DivergedError, PoolTrainer
 from fastnca.training.tutorial import train_nca
@@ -21,10 +35,15 @@ from fastnca.training.tutorial import train_nca
 __all__ = [
     "PRESETS",
     "BestWeights",
+    "CheckpointError",
     "DivergedError",
+    "MemoryLimitError",
     "PoolTrainer",
+    "Processes",
+    "RunDirectory",
     "SamplePool",
     "StepResult",
+    "StopNow",
     "TrainConfig",
     "growth_loss",
     "train_nca",

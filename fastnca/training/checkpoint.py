@@ -1,145 +1,229 @@
-"""Save a trainer and continue it: weights, optimiser, pool, random state, counters."""
+"""What a checkpoint holds: weights, optimiser, pool shards, random state, counters."""
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fastnca.storage.bundle import BundleFormat, Header, Shapes, read_field
-from fastnca.storage.model import model_shapes
+from fastnca.storage.bundle import (
+    FileFormatError,
+    Header,
+    Shapes,
+    parse_tensors,
+    read_field,
+    read_limited,
+)
+from fastnca.storage.checkpoints import MANIFEST
+from fastnca.storage.model import MODEL_FORMAT, model_shapes
+from fastnca.storage.tensors import read_rows
+from fastnca.training.processes import cut
 
 if TYPE_CHECKING:
     from fastnca.training.trainer import PoolTrainer
 
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+TRAIN_FILE = "train.safetensors"
+_DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _MAX_COUNT = 2**53
+_MAX_PROCESSES = 65536
 _NOT_FINITE = -1.0  # stands for a loss that was not finite: saved tensors hold finite values
-_FREE_OPTIONS = ("iterations", "log_interval")  # may change between save and resume
+_RECENT = 20  # losses that tell how good a checkpoint is
+FREE_OPTIONS = (
+    "iterations",
+    "log_interval",
+    "save_interval",
+    "keep",
+    "pool_memory",
+    "checkpoint_every",
+)
+"""Options that may differ between save and resume: they change no number of the run."""
 
 
-def _expected(header: Header) -> Shapes:
-    """Compute the shapes of everything that a saved run holds."""
-    channels = read_field(header, "num_channels", 4, 1024)
-    hidden = read_field(header, "hidden_dim", 1, 8192)
-    size = read_field(header, "size", 1, 65536)
-    slots = read_field(header, "pool_slots", 1, 2**31)
-    dtype = _DTYPES[header["dtype"]]
-    done = read_field(header, "iteration", 0, _MAX_COUNT)
-    read_field(header, "skipped", 0, done)
-    read_field(header, "skipped_in_a_row", 0, done)
-    moments = read_field(header, "optimizer_steps", 0, 1)
-    if not isinstance(header.get("config"), dict):
-        raise ValueError("field 'config' must be an object")
-    model = model_shapes(channels, hidden, dtype)
-    shapes = {
-        f"{kind}.{name}": entry for kind in ("model", "good") for name, entry in model.items()
-    }
-    for name, (shape, _) in list(model.items())[1:] if moments else []:
-        shapes[f"exp_avg.{name}"] = shapes[f"exp_avg_sq.{name}"] = (shape, dtype)
-        shapes[f"step.{name}"] = ((), torch.float32)
-    shapes["pool"] = ((slots, channels, size, size), dtype)
-    shapes["losses"] = ((done,), torch.float64)
-    generator_bytes = read_field(header, "generator_bytes", 1, 65536)
-    shapes["generator"] = ((generator_bytes,), torch.uint8)
-    return shapes
+def shard_name(rank: int, size: int) -> str:
+    """Return the file name of one process's part of the pool."""
+    return f"pool-{rank:05d}-of-{size:05d}.safetensors"
 
 
-TRAINER_FORMAT = BundleFormat("fastnca-trainer", "trainer.json", "trainer.safetensors", _expected)
-
-
-def _digest(target: Tensor) -> str:
-    return hashlib.sha256(target.cpu().contiguous().numpy().tobytes()).hexdigest()
-
-
-def _describe(trainer: "PoolTrainer") -> Header:
+def describe(trainer: "PoolTrainer") -> Header:
     """Return the facts that must be equal on both sides of a resume."""
     return {
         "num_channels": trainer.model.num_channels,
         "hidden_dim": trainer.model.hidden_dim,
         "dtype": str(trainer.target.dtype).removeprefix("torch."),
         "size": trainer.target.shape[-1],
-        "pool_slots": len(trainer.pool),
         "target_sha256": _digest(trainer.target),
     }
 
 
-def _generator_state(trainer: "PoolTrainer") -> Tensor:
-    return torch.get_rng_state() if trainer.generator is None else trainer.generator.get_state()
+def make_header(trainer: "PoolTrainer") -> Header:
+    """Describe a trainer for the manifest."""
+    from fastnca import __version__
 
-
-def save_trainer(trainer: "PoolTrainer", directory: Path) -> None:
-    """Write a run into `directory`; see `PoolTrainer.save`."""
-    names = dict(trainer.model.named_parameters())
-    moments = {
-        f"{moment}.{name}": trainer.optimizer.state[parameter][moment]
-        for name, parameter in names.items()
-        for moment in _MOMENTS
-        if parameter in trainer.optimizer.state
-    }
-    generator = _generator_state(trainer)
-    losses = torch.tensor(trainer.losses, dtype=torch.float64)
-    tensors = {
-        **{f"model.{name}": value for name, value in trainer.model.state_dict().items()},
-        **{f"good.{name}": value for name, value in trainer.good_weights.items()},
-        **moments,
-        "pool": trainer.pool.states,
-        "losses": torch.where(losses.isfinite(), losses, _NOT_FINITE),
-        "generator": generator,
-    }
-    header = {
-        **_describe(trainer),
+    recent = [loss for loss in trainer.losses[-_RECENT:] if math.isfinite(loss)]
+    return {
+        **describe(trainer),
+        "run_id": trainer.run_id,
         "iteration": trainer.iteration,
         "skipped": trainer.skipped,
         "skipped_in_a_row": trainer.skipped_in_a_row,
-        "optimizer_steps": int(bool(moments)),
-        "generator_bytes": generator.numel(),
+        "reseeded": trainer.reseeded,
+        "optimizer_steps": int(bool(trainer.optimizer.state)),
+        "processes": trainer.processes.size,
+        "score": sum(recent) / len(recent) if recent else None,
         "config": trainer.config.to_dict(),
+        "fastnca_version": __version__,
+        "torch_version": torch.__version__,
+        "device": trainer.target.device.type,
+        "threads": torch.get_num_threads(),
     }
-    TRAINER_FORMAT.write(directory, header, tensors)
 
 
-def resume_trainer(trainer: "PoolTrainer", directory: Path) -> None:
-    """Continue a run from `directory`; see `PoolTrainer.resume`."""
-    if not (directory / TRAINER_FORMAT.json_name).is_file():
-        raise FileNotFoundError(f"{directory}: no saved run ({TRAINER_FORMAT.json_name}) here")
-    header, tensors = TRAINER_FORMAT.read(directory)
-    _check_same(trainer, directory, header)
-    trainer.model.load_state_dict(_part(tensors, "model"))
-    trainer.good_weights = _part(tensors, "good")
-    _restore_optimizer(trainer, tensors)
-    trainer.pool.states.copy_(tensors["pool"])
-    trainer.iteration = header["iteration"]
-    trainer.skipped = header["skipped"]
-    trainer.skipped_in_a_row = header["skipped_in_a_row"]
-    losses = tensors["losses"]
-    trainer.losses = losses.masked_fill(losses == _NOT_FINITE, torch.nan).tolist()
-    if trainer.generator is None:
-        torch.set_rng_state(tensors["generator"])
-    else:
-        trainer.generator.set_state(tensors["generator"])
+def shard_tensors(trainer: "PoolTrainer") -> dict[str, Tensor]:
+    """Return what this process alone knows: its states and its random state."""
+    generators = enumerate(trainer.randomness.state())
+    return {
+        **{f"generator.{number}": state for number, state in generators},
+        "pool": trainer.pool.states,
+    }
 
 
-def _check_same(trainer: "PoolTrainer", directory: Path, header: Header) -> None:
-    """Refuse to continue a run that was another one."""
-    for name, value in _describe(trainer).items():
+def train_tensors(trainer: "PoolTrainer") -> dict[str, Tensor]:
+    """Return what all processes know, beside the model's weights.
+
+    Raises:
+        ValueError: a number is not finite, so that training could not go on from there.
+    """
+    moments = {
+        f"{moment}.{name}": trainer.optimizer.state[parameter][moment]
+        for name, parameter in trainer.model.named_parameters()
+        for moment in _MOMENTS
+        if parameter in trainer.optimizer.state
+    }
+    good = {f"good.{name}": value for name, value in trainer.good_weights.items()}
+    losses = torch.tensor(trainer.losses, dtype=torch.float64)
+    tensors = {**good, **moments, "losses": torch.where(losses.isfinite(), losses, _NOT_FINITE)}
+    for name, value in {**tensors, **trainer.model.state_dict()}.items():
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"'{name}' holds NaN or infinite values, so nothing is saved")
+    return tensors
+
+
+def check_same(trainer: "PoolTrainer", path: Path, header: Header) -> None:
+    """Refuse to continue a run that was another one.
+
+    Raises:
+        ValueError: a fact or an option differs; the message names it.
+    """
+    for name, value in describe(trainer).items():
         if header.get(name) != value:
             raise ValueError(
-                f"{directory}: the saved run has {name} {header.get(name)}, this one {value}"
+                f"{path}: the saved run has {name} {header.get(name)}, this one {value}"
             )
-    ours = json.loads(json.dumps(trainer.config.to_dict()))
-    for name, value in ours.items():
-        if name not in _FREE_OPTIONS and header["config"].get(name) != value:
+    saved = header.get("config")
+    if not isinstance(saved, dict):
+        raise FileFormatError(path / MANIFEST, "field 'config' must be an object")
+    for name, value in json.loads(json.dumps(trainer.config.to_dict())).items():
+        if name not in FREE_OPTIONS and saved.get(name) != value:
             raise ValueError(
-                f"{directory}: the saved run has {name}={header['config'].get(name)!r}, "
-                f"this one {value!r}"
+                f"{path}: the saved run has {name}={saved.get(name)!r}, this one {value!r}"
             )
 
 
-def _part(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+def restore(trainer: "PoolTrainer", path: Path, header: Header) -> bool:
+    """Continue from checkpoint `path`, whose manifest is `header`.
+
+    Returns:
+        Whether the run goes on bit for bit; if the number of processes changed, it does not: the
+        pool is shared out anew and the random state starts anew.
+
+    Raises:
+        FileFormatError: a file does not hold what the manifest announces.
+        ValueError: the saved run is another one.
+    """
+    check_same(trainer, path, header)
+    try:
+        expected = _train_shapes(header)
+        size = read_field(header, "processes", 1, _MAX_PROCESSES)
+    except (ValueError, TypeError, KeyError) as error:
+        raise FileFormatError(path / MANIFEST, str(error)) from error
+    file = path / TRAIN_FILE
+    tensors = parse_tensors(file, read_limited(file, file.stat().st_size), expected)
+    _, weights = MODEL_FORMAT.read(path)
+    _read_pool(trainer, path, size)
+    exact = size == trainer.processes.size
+    if exact:
+        _read_generators(trainer, path)
+    else:
+        trainer.randomness.branch(header["iteration"])
+    trainer.model.load_state_dict(weights)
+    for name, value in _part(tensors, "good").items():
+        trainer.good_weights[name].copy_(value)
+    _restore_optimizer(trainer, tensors)
+    losses = tensors["losses"]
+    trainer.set_progress(
+        header["iteration"],
+        header["skipped"],
+        header["skipped_in_a_row"],
+        header["reseeded"],
+        losses.masked_fill(losses == _NOT_FINITE, torch.nan).tolist(),
+    )
+    trainer.run_id = str(header["run_id"])
+    return exact
+
+
+def _train_shapes(header: Header) -> Shapes:
+    """Compute the shapes of everything in `train.safetensors`."""
+    channels = read_field(header, "num_channels", 4, 1024)
+    hidden = read_field(header, "hidden_dim", 1, 8192)
+    dtype = _DTYPES[header["dtype"]]
+    done = read_field(header, "iteration", 0, _MAX_COUNT)
+    for name in ("skipped", "skipped_in_a_row"):
+        read_field(header, name, 0, done)
+    read_field(header, "reseeded", 0, _MAX_COUNT)
+    model = model_shapes(channels, hidden, dtype)
+    shapes = {f"good.{name}": entry for name, entry in model.items()}
+    for name, (shape, _) in list(model.items())[1:] if header["optimizer_steps"] else []:
+        shapes[f"exp_avg.{name}"] = shapes[f"exp_avg_sq.{name}"] = (shape, dtype)
+        shapes[f"step.{name}"] = ((), torch.float32)
+    shapes["losses"] = ((done,), torch.float64)
+    return shapes
+
+
+def _read_pool(trainer: "PoolTrainer", path: Path, size: int) -> None:
+    """Read this process's states out of the shards that hold them."""
+    states = trainer.pool.states
+    if not trainer.config.use_pool:
+        read_rows(path / shard_name(0, size), "pool", 0, states)
+        return
+    total = trainer.config.pool_size
+    first, last = trainer.processes.share(total)
+    for rank in range(size):
+        start, stop = cut(total, rank, size)
+        low, high = max(start, first), min(stop, last)
+        if low < high:
+            rows = states[low - first : high - first]
+            read_rows(path / shard_name(rank, size), "pool", low - start, rows)
+
+
+def _read_generators(trainer: "PoolTrainer", path: Path) -> None:
+    """Read this process's random state."""
+    states = [torch.empty_like(state) for state in trainer.randomness.state()]
+    for number, state in enumerate(states):
+        file = path / shard_name(trainer.processes.rank, trainer.processes.size)
+        read_rows(file, f"generator.{number}", 0, state)
+    trainer.randomness.restore(states)
+
+
+def _digest(target: Tensor) -> str:
+    return hashlib.sha256(target.cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _part(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     """Return the tensors whose names begin with `kind.`, without that prefix."""
     prefix = f"{kind}."
     return {
@@ -149,7 +233,7 @@ def _part(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
     }
 
 
-def _restore_optimizer(trainer: "PoolTrainer", tensors: dict[str, Tensor]) -> None:
+def _restore_optimizer(trainer: "PoolTrainer", tensors: Mapping[str, Tensor]) -> None:
     """Put Adam's moments back."""
     parts = {moment: _part(tensors, moment) for moment in _MOMENTS}
     names = [name for name, _ in trainer.model.named_parameters()]

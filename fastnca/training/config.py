@@ -13,8 +13,8 @@ class TrainConfig:
 
     Attributes:
         iterations: optimiser steps of `PoolTrainer.fit`.
-        pool_size: states kept between iterations.
-        batch_size: states per iteration.
+        pool_size: states kept between iterations, shared out among the processes.
+        batch_size: states per iteration and process.
         learning_rate: of Adam.
         min_steps: fewest steps of a rollout.
         max_steps: exclusive upper limit of the steps of a rollout.
@@ -36,7 +36,17 @@ class TrainConfig:
             generator.
         max_skips: iterations in a row without a finite loss and gradient after which training
             stops.
-        log_interval: iterations between two flushes of the metrics file.
+        log_interval: iterations between two flushes of the metrics file; on a GPU, also between
+            two looks at losses.
+        half_pool: True keeps the pool in float16, at half the memory.
+        pool_memory: where the pool lies: "device"; "host", pinned memory that is read ahead of
+            the device; "auto", the device if it has room.
+        micro_batches: parts of a batch that are rolled out one after the other.
+        checkpoint_every: every how manieth state of a rollout is kept for the backward pass; the
+            others are computed again.
+        save_interval: iterations between two checkpoints of a run that has a directory; 0 saves
+            at the end only.
+        keep: newest checkpoints that stay, beside the one with the lowest loss.
 
     Raises:
         TypeError: a value has the wrong type.
@@ -63,13 +73,19 @@ class TrainConfig:
     seed: int | None = None
     max_skips: int = 10
     log_interval: int = 10
+    half_pool: bool = False
+    pool_memory: str = "auto"
+    micro_batches: int = 1
+    checkpoint_every: int = 1
+    save_interval: int = 250
+    keep: int = 2
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             _check_int(name, getattr(self, name), least)
         for name in ("learning_rate", "clip_norm", "decay"):
             _check_positive(name, getattr(self, name))
-        for name in ("use_pool", "replacement", "clamp_loss", "fill_hidden"):
+        for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be true or false, got {getattr(self, name)!r}")
         for name, choices in _CHOICES.items():
@@ -96,6 +112,11 @@ class TrainConfig:
             raise ValueError(
                 f"a batch of {self.batch_size} cannot be drawn without replacement from a pool of "
                 f"{self.pool_size}"
+            )
+        if self.micro_batches > self.batch_size:
+            raise ValueError(
+                f"micro_batches={self.micro_batches} parts of a batch of {self.batch_size} would "
+                "be empty; lower micro_batches"
             )
         kept = self.batch_size - (self.reseed == "before")
         if self.damage > kept:
@@ -142,8 +163,17 @@ _LEAST = {
     "damage": 0,
     "max_skips": 1,
     "log_interval": 1,
+    "micro_batches": 1,
+    "checkpoint_every": 1,
+    "save_interval": 0,
+    "keep": 1,
 }
-_CHOICES = {"reseed": ("after", "before", "none"), "gradient": ("clip", "normalize", "none")}
+_FLAGS = ("use_pool", "replacement", "clamp_loss", "fill_hidden", "half_pool")
+_CHOICES = {
+    "reseed": ("after", "before", "none"),
+    "gradient": ("clip", "normalize", "none"),
+    "pool_memory": ("auto", "device", "host"),
+}
 
 # "Growing Neural Cellular Automata" (Mordvintsev et al., Distill 2020) and its notebook: Adam,
 # 2e-3 and a tenth of it after 2000 of 8000 iterations, 64 to 95 steps, batch 8, pool 1024.

@@ -6,20 +6,34 @@ from torch import Tensor
 from fastnca.states import disc
 
 
-def damage_discs(states: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Zero one random disc in each state, as the Distill article's notebook does.
+def draw_discs(count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Draw random discs, as the Distill article's notebook does.
 
     Centres are uniform in [-0.5, 0.5]², radii in [0.1, 0.4], in half-widths of the grid.
 
     Args:
-        states: `[B, C, H, W]`.
+        count: number of discs; 0 draws no random number.
         generator: CPU generator; torch's default one if None.
+
+    Returns:
+        Centres `[count, 2]` and radii `[count]`, float32 on the CPU.
+    """
+    if count == 0:
+        return torch.zeros(0, 2), torch.zeros(0)
+    centers = torch.rand(count, 2, generator=generator) - 0.5
+    return centers, 0.1 + 0.3 * torch.rand(count, generator=generator)
+
+
+def cut_discs(states: Tensor, centers: Tensor, radii: Tensor) -> Tensor:
+    """Zero one disc in each state.
+
+    Args:
+        states: `[B, C, H, W]`.
+        centers: `[B, 2]`, as `fastnca.states.disc` takes them, on the states' device.
+        radii: `[B]`, there too.
 
     Returns:
         `[B, C, H, W]`, a new tensor.
     """
-    batch = states.shape[0]
-    centers = torch.rand(batch, 2, generator=generator) - 0.5
-    radii = 0.1 + 0.3 * torch.rand(batch, generator=generator)
-    gone = disc(states.shape[2], states.shape[3], centers, radii).to(states.device)
+    gone = disc(states.shape[2], states.shape[3], centers, radii)
     return states.masked_fill(gone[:, None], 0.0)

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from types import FrameType
 
 
+class StopNow(KeyboardInterrupt):
+    """The process was asked to stop a second time, and leaves everything as it is."""
+
+
 class StopRequest:
     """Whether, and by which signal, the process was asked to stop.
 
@@ -17,14 +21,21 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_number: int | None = None
 
-    @property
-    def by_keyboard(self) -> bool:
-        """Whether it was Ctrl-C."""
-        return self.signal_number == signal.SIGINT
+    def obey(self) -> None:
+        """Leave, as the signal would have made the process leave.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed.
+            SystemExit: 128 and the number of the signal; of SIGTERM if it was another process
+                that was asked.
+        """
+        if self.signal_number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + (self.signal_number or signal.SIGTERM))
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.signal_number is not None:
-            raise KeyboardInterrupt  # asked twice: now
+            raise StopNow
         self.signal_number = number
 
 

@@ -1,24 +1,34 @@
 """Pool training: one iteration, and the loop around it."""
 
+import logging
 import math
+import secrets
 import time
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastnca.masks import draw_seed
 from fastnca.module import NeuralCA
-from fastnca.states import create_seed, get_visible_state
+from fastnca.states import create_seed
+from fastnca.training.checks import check_target, count_slots
 from fastnca.training.config import TrainConfig
-from fastnca.training.damage import damage_discs
-from fastnca.training.interrupt import StopRequest, stop_requests
-from fastnca.training.log import TrainingLog
+from fastnca.training.draw import Randomness
+from fastnca.training.host_pool import HostPool
+from fastnca.training.iteration import Iteration
+from fastnca.training.memory import Estimate
 from fastnca.training.pool import SamplePool
-from fastnca.training.step import StepResult
+from fastnca.training.processes import Processes
+from fastnca.training.step import StepResult, Unread
+from fastnca.training.update import Update, copy_weights
+
+if TYPE_CHECKING:
+    from fastnca.training.run import RunDirectory
+
+_log = logging.getLogger("fastnca")
 
 
 class DivergedError(RuntimeError):
@@ -36,25 +46,40 @@ class PoolTrainer:
         target: `[1, 4, S, S]` or `[4, S, S]`, RGBA, of the model's dtype and device.
         config: the options; the tutorial's if None.
 
+        processes: those that train together; this one alone if None.
+
     Attributes:
         model: the model.
         target: `[1, 4, S, S]`.
         config: the options.
-        pool: the states.
-        optimizer: Adam over the model's parameters.
+        processes: those that train together.
+        memory: what the run needs.
+        pool: the states of this process.
+        randomness: where slots, steps, masks and damage are drawn.
         iteration: iterations done.
         skipped: iterations without a finite loss and gradient, all in all.
-        losses: loss of every iteration, skipped ones included.
+        reseeded: states that became the seed again because of their values.
+        losses: loss of every iteration, skipped ones included, averaged over the processes.
+        run_id: names the run in its checkpoints; a resumed run keeps it.
 
     Raises:
+        MemoryLimitError: the pool fits no memory.
         TypeError: the target is not of the model's dtype.
-        ValueError: shape or device of the target does not fit, or it is not finite.
+        ValueError: shape or device of the target does not fit, or it is not finite, or there are
+            fewer states than processes.
     """
 
-    def __init__(self, model: NeuralCA, target: Tensor, config: TrainConfig | None = None) -> None:
+    def __init__(
+        self,
+        model: NeuralCA,
+        target: Tensor,
+        config: TrainConfig | None = None,
+        processes: Processes | None = None,
+    ) -> None:
         self.config = config or TrainConfig()
         self.model = model
-        self.target = _check_target(target, model.perception.filters)
+        self.target = check_target(target, model.perception.filters)
+        self.processes = processes or Processes()
         self.seed_state = create_seed(
             self.target.shape[-1],
             model.num_channels,
@@ -62,18 +87,35 @@ class PoolTrainer:
             device=self.target.device,
             dtype=self.target.dtype,
         )
-        self.pool = SamplePool(
-            self.seed_state, self.config.pool_size if self.config.use_pool else 1
+        slots = count_slots(self.config, self.processes)
+        self.memory = Estimate.of(model, self.seed_state, self.config, slots)
+        kind = HostPool if self.memory.host else SamplePool
+        dtype = torch.float16 if self.config.half_pool else None
+        self.pool = kind(self.seed_state, slots, dtype=dtype)
+        self.randomness = Randomness(self.config, slots, self.processes.rank, self.processes.size)
+        self.update = Update(model, self.config)
+        self.iterate = Iteration(
+            model, self.target, self.seed_state, self.config, self.pool, self.update, self.processes
         )
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=self.config.learning_rate)
-        self.generator: torch.Generator | None = None
-        if self.config.seed is not None:
-            self.generator = torch.Generator().manual_seed(self.config.seed)
         self.iteration = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
+        self._worst_row = 0
+        self.reseeded = 0
         self.losses: list[float] = []
-        self.good_weights = self.copy_weights()
+        self.run_id = secrets.token_hex(8)
+        self._unread: list[Unread] = []
+        self._since = 0.0
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam over the model's parameters."""
+        return self.update.optimizer
+
+    @property
+    def good_weights(self) -> dict[str, Tensor]:
+        """The `state_dict` that last gave a finite loss and gradient."""
+        return self.update.good_weights
 
     def step(self) -> StepResult:
         """Run one iteration: draw, roll out, differentiate, update, write back.
@@ -87,34 +129,51 @@ class PoolTrainer:
         Raises:
             DivergedError: this was the last of `max_skips` skipped iterations in a row.
         """
-        start = time.perf_counter()
-        config = self.config
+        self.start()
+        result = self.read()[-1]
+        self.check()
+        return result
+
+    def start(self, stop: bool = False) -> None:
+        """Start an iteration without waiting for what it computes; `read` tells.
+
+        Args:
+            stop: whether this process was asked to stop; the other processes will hear of it.
+        """
+        if not self._unread:
+            self._since = time.perf_counter()
         self.model.train()
-        slots, states = self._draw()
-        steps = int(torch.randint(config.min_steps, config.max_steps, (), generator=self.generator))
-        states = self.model.run_steps(
-            states, steps, config.update_rate, seed=draw_seed(self.generator)
-        )
-        sample_losses = self._sample_losses(states)
-        loss = sample_losses.mean()
-        norm = self._differentiate(loss) if math.isfinite(loss.item()) else math.nan
-        learning_rate = self._set_learning_rate()
-        skipped = not math.isfinite(norm)
+        draw = self.randomness.next()
+        rate = self._learning_rate()
+        numbers = self.iterate.run(draw, rate, stop)
         self.iteration += 1
-        self.losses.append(loss.item())
-        if skipped:
-            self.skipped += 1
-            self.skipped_in_a_row += 1
-        else:
-            self.skipped_in_a_row = 0
-            self.good_weights = self.copy_weights()
-            self.optimizer.step()
-            self._write_back(slots, states, sample_losses)
-        if self.skipped_in_a_row >= config.max_skips:
-            self._stop_diverged()
-        seconds = time.perf_counter() - start
-        return StepResult(
-            self.iteration, self.losses[-1], norm, steps, learning_rate, seconds, skipped
+        self._unread.append(Unread(numbers, self.iteration, draw.steps, rate))
+        if self.memory.host and self.config.use_pool:
+            self.pool.prefetch(self.randomness.peek().slots)
+
+    def read(self) -> list[StepResult]:
+        """Wait for the iterations that were started since the last call, and return them."""
+        unread, self._unread = self._unread, []
+        if not unread:
+            return []
+        values = torch.stack([each.numbers for each in unread]).tolist()
+        seconds = (time.perf_counter() - self._since) / len(unread)
+        self._since = time.perf_counter()
+        return [self._book(*pair, seconds) for pair in zip(unread, values, strict=True)]
+
+    def check(self) -> None:
+        """Stop a run that has gone wrong: put the last good weights back.
+
+        Raises:
+            DivergedError: `max_skips` iterations in a row were skipped.
+        """
+        if self._worst_row < self.config.max_skips:
+            return
+        self.model.load_state_dict(self.good_weights)
+        raise DivergedError(
+            f"loss or gradient was not finite in {self._worst_row} iterations in a row, up "
+            f"to iteration {self.iteration}; the model is back at its last good weights. Lower "
+            "learning_rate, or use gradient='normalize'"
         )
 
     def fit(
@@ -123,155 +182,112 @@ class PoolTrainer:
         metrics: str | PathLike[str] | None = None,
         progress: bool = True,
         on_step: Callable[[StepResult], None] | None = None,
+        run: "RunDirectory | None" = None,
     ) -> list[float]:
         """Train until `config.iterations` iterations are done in all.
 
-        The first Ctrl-C or SIGTERM lets the iteration finish, a second one does not.
+        The first Ctrl-C or SIGTERM lets the iteration finish and saves, a second one does not.
 
         Args:
-            metrics: CSV file to write; continued if iterations were done before.
+            metrics: CSV file to write, and beside it the same as JSON lines; continued if
+                iterations were done before.
             progress: True shows a bar with loss and remaining time, on a terminal only.
-            on_step: called after every iteration.
+            on_step: called after every iteration; on a GPU, when its numbers are read.
+            run: where checkpoints go, every `save_interval` iterations and at the end.
 
         Returns:
             The losses of this call.
 
         Raises:
+            CheckpointError: three checkpoints in a row, or the last one, could not be written.
             DivergedError: as `step`.
             KeyboardInterrupt: after the iteration in which Ctrl-C came.
+            MemoryLimitError: memory ran out.
+            StopNow: Ctrl-C or SIGTERM came twice.
             SystemExit: 143, after the iteration in which SIGTERM came.
         """
-        first = self.iteration
+        from fastnca.training.loop import fit
+
         path = None if metrics is None else Path(metrics)
-        log = TrainingLog(path, first, self.config.iterations, self.config.log_interval, progress)
-        with log, stop_requests() as request:
-            while self.iteration < self.config.iterations:
-                result = self.step()
-                log.write(result)
-                if on_step is not None:
-                    on_step(result)
-                _obey(request)
-        return self.losses[first:]
+        return fit(self, path, progress, on_step, run)
 
     def copy_weights(self) -> dict[str, Tensor]:
         """Return a copy of the model's `state_dict`."""
-        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        return copy_weights(self.model)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write everything that `resume` needs into directory `path`.
+        """Write everything that `resume` needs into a checkpoint in directory `path`.
 
         Raises:
-            OSError: the files cannot be written.
+            CheckpointError: it could not be written.
+            DirectoryInUseError: another trainer works in the directory.
+            FileExistsError: the directory belongs to another run.
         """
-        from fastnca.training.checkpoint import save_trainer
+        from fastnca.training.run import RunDirectory
 
-        save_trainer(self, Path(path))
+        run = RunDirectory(Path(path), self.processes)
+        with run.hold():
+            run.save(self)
 
     def resume(self, path: str | PathLike[str]) -> None:
         """Continue where `save` left off, bit for bit on the same machine and versions.
 
         Args:
-            path: the directory that `save` wrote.
+            path: the directory that `save` wrote; its newest intact checkpoint is taken. What is
+                skipped and what is not exact is logged as a warning.
 
         Raises:
-            FileFormatError: a file is damaged.
+            DirectoryInUseError: another trainer works in the directory.
+            FileFormatError: no checkpoint is intact.
             FileNotFoundError: there is no saved run.
-            ValueError: the saved run has another model size, target or other options;
-                `iterations` and `log_interval` may differ.
+            ValueError: the saved run has another model size, target or other options; those in
+                `fastnca.training.checkpoint.FREE_OPTIONS` may differ.
         """
-        from fastnca.training.checkpoint import resume_trainer
+        from fastnca.training.run import RunDirectory
 
-        resume_trainer(self, Path(path))
+        run = RunDirectory(Path(path), self.processes)
+        with run.hold():
+            for note in run.resume(self).notes:
+                _log.warning(note)
 
-    def _draw(self) -> tuple[Tensor, Tensor]:
-        """Draw the states of an iteration, reseeded and damaged as the recipe says."""
-        config = self.config
-        if not config.use_pool:
-            states = self.pool.states[:1].repeat(config.batch_size, 1, 1, 1)
-            return torch.zeros(0, dtype=torch.int64), states
-        slots, states = self.pool.sample(
-            config.batch_size, replacement=config.replacement, generator=self.generator
+    def set_progress(
+        self,
+        iteration: int,
+        skipped: int,
+        skipped_in_a_row: int,
+        reseeded: int,
+        losses: list[float],
+    ) -> None:
+        """Take over the counters of a saved run."""
+        self.iteration = iteration
+        self.skipped = skipped
+        self.skipped_in_a_row = self._worst_row = skipped_in_a_row
+        self.reseeded = reseeded
+        self.losses = losses
+
+    def _book(self, unread: Unread, values: list[float], seconds: float) -> StepResult:
+        """Count one iteration."""
+        bad, loss, reseeded, asked, norm = values
+        self.losses.append(loss)
+        if bad:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+        else:
+            self.skipped_in_a_row = 0
+            self.reseeded += int(reseeded)
+        self._worst_row = max(self._worst_row, self.skipped_in_a_row)
+        return StepResult(
+            iteration=unread.iteration,
+            loss=loss,
+            gradient_norm=norm if math.isfinite(loss) else math.nan,
+            steps=unread.steps,
+            learning_rate=unread.learning_rate,
+            seconds=seconds,
+            skipped=bad > 0,
+            stop=asked > 0,
         )
-        if config.reseed == "before" or config.damage:
-            with torch.no_grad():
-                order = self._sample_losses(states).argsort(descending=True)
-            slots, states = slots[order.cpu()], states[order]
-            if config.reseed == "before":
-                states[0] = self.seed_state[0]
-            if config.damage:
-                best = slice(config.batch_size - config.damage, None)
-                states[best] = damage_discs(states[best], self.generator)
-        return slots, states
 
-    def _sample_losses(self, states: Tensor) -> Tensor:
-        """Return the mean squared error of each state against the target: `[B]`."""
-        rgba = get_visible_state(states) if self.config.clamp_loss else states[:, :4]
-        target = self.target.expand(len(states), -1, -1, -1)
-        return F.mse_loss(rgba, target, reduction="none").mean(dim=(1, 2, 3))
-
-    def _differentiate(self, loss: Tensor) -> float:
-        """Compute and treat the gradients; return their norm before treatment."""
-        self.optimizer.zero_grad()
-        loss.backward()
-        trained = [p for p in self.model.parameters() if p.grad is not None]
-        limit = self.config.clip_norm if self.config.gradient == "clip" else math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(trained, limit))
-        if self.config.gradient == "normalize":
-            for parameter in trained:
-                gradient = parameter.grad
-                if gradient is not None:
-                    gradient /= gradient.norm() + 1e-8
-        return norm
-
-    def _write_back(self, slots: Tensor, states: Tensor, sample_losses: Tensor) -> None:
-        """Put the rolled-out states into the pool."""
-        if not self.config.use_pool:
-            return
-        self.pool.commit(slots, states)
-        if self.config.reseed == "after":
-            worst = slots[int(sample_losses.argmax())]
-            self.pool.states[worst] = self.seed_state[0]
-
-    def _set_learning_rate(self) -> float:
-        """Set the learning rate of this iteration."""
+    def _learning_rate(self) -> float:
+        """Return the learning rate of the next iteration."""
         passed = sum(self.iteration >= milestone for milestone in self.config.milestones)
-        rate = self.config.learning_rate * self.config.decay**passed
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
-
-    def _stop_diverged(self) -> None:
-        """Put the last good weights back and raise `DivergedError`."""
-        self.model.load_state_dict(self.good_weights)
-        raise DivergedError(
-            f"loss or gradient was not finite in {self.skipped_in_a_row} iterations in a row, up "
-            f"to iteration {self.iteration}; the model is back at its last good weights. Lower "
-            "learning_rate, or use gradient='normalize'"
-        )
-
-
-def _obey(request: StopRequest) -> None:
-    """Leave the loop if the process was asked to stop."""
-    if request.signal_number is None:
-        return
-    if request.by_keyboard:
-        raise KeyboardInterrupt
-    raise SystemExit(128 + request.signal_number)
-
-
-def _check_target(target: Tensor, like: Tensor) -> Tensor:
-    """Return `target` as `[1, 4, S, S]`; see `PoolTrainer` for what is refused."""
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target must be a torch.Tensor, got {type(target).__name__}")
-    if target.dim() == 3:
-        target = target[None]
-    square = target.dim() == 4 and target.shape[2] == target.shape[3] > 0
-    if not square or tuple(target.shape[:2]) != (1, 4):
-        raise ValueError(f"target must be RGBA [1, 4, size, size], got {list(target.shape)}")
-    if target.dtype != like.dtype:
-        raise TypeError(f"target is {target.dtype} and the model {like.dtype}; convert one")
-    if target.device != like.device:
-        raise ValueError(f"target is on {target.device} and the model on {like.device}; move one")
-    if not bool(torch.isfinite(target).all()):
-        raise ValueError("target holds NaN or infinite values")
-    return target.detach()
+        return self.config.learning_rate * self.config.decay**passed

@@ -1,0 +1,49 @@
+"""What a trainer refuses, in a sentence."""
+
+import torch
+from torch import Tensor
+
+from fastnca.training.config import TrainConfig
+from fastnca.training.processes import Processes
+
+
+def count_slots(config: TrainConfig, processes: Processes) -> int:
+    """Return the slots of this process's pool.
+
+    Raises:
+        ValueError: the processes are too many for the pool.
+    """
+    if not config.use_pool:
+        return 1
+    least = 1 if config.replacement else config.batch_size
+    share = config.pool_size // processes.size
+    if share < least:
+        raise ValueError(
+            f"a pool of {config.pool_size} states shared out among {processes.size} processes "
+            f"leaves {share} for one of them, which needs {least}; raise pool_size"
+        )
+    first, last = processes.share(config.pool_size)
+    return last - first
+
+
+def check_target(target: Tensor, like: Tensor) -> Tensor:
+    """Return `target` as `[1, 4, S, S]`; see `PoolTrainer` for what is refused.
+
+    Args:
+        target: `[1, 4, S, S]` or `[4, S, S]`.
+        like: a parameter of the model.
+    """
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a torch.Tensor, got {type(target).__name__}")
+    if target.dim() == 3:
+        target = target[None]
+    square = target.dim() == 4 and target.shape[2] == target.shape[3] > 0
+    if not square or tuple(target.shape[:2]) != (1, 4):
+        raise ValueError(f"target must be RGBA [1, 4, size, size], got {list(target.shape)}")
+    if target.dtype != like.dtype:
+        raise TypeError(f"target is {target.dtype} and the model {like.dtype}; convert one")
+    if target.device != like.device:
+        raise ValueError(f"target is on {target.device} and the model on {like.device}; move one")
+    if not bool(torch.isfinite(target).all()):
+        raise ValueError("target holds NaN or infinite values")
+    return target.detach()

@@ -1,0 +1,87 @@
+"""The processes that train one model together, as `torchrun` starts them."""
+
+import os
+from datetime import timedelta
+from typing import Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+class Processes:
+    """This process among those that train together; alone, it needs no process group.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: how many there are.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank = rank
+        self.size = size
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+    @classmethod
+    def join(cls, device: torch.device, timeout: float) -> Self:
+        """Join the group that `torchrun` describes in the environment, if it does.
+
+        Args:
+            device: where this process trains.
+            timeout: seconds after which a process that waits for another one gives up.
+
+        Raises:
+            RuntimeError: the group did not come together.
+        """
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return cls()
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        return cls(dist.get_rank(), size)
+
+    def leave(self) -> None:
+        """End this process's part in the group."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Add `tensor` up over all processes, in place, without waiting for a GPU."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Return the CPU tensors, of one shape, that all processes pass, in the order of ranks."""
+        if self.size == 1:
+            return [tensor]
+        results = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(results, tensor)
+        return results
+
+    def share(self, total: int) -> tuple[int, int]:
+        """Return this process's part `[first, last)` of `total` things."""
+        return cut(total, self.rank, self.size)
+
+
+def cut(total: int, rank: int, size: int) -> tuple[int, int]:
+    """Return part `rank` of `size` nearly equal parts of `range(total)`."""
+    return rank * total // size, (rank + 1) * total // size
+
+
+def local_device(device: str) -> str:
+    """Give each process of a machine a GPU of its own: "cuda" becomes "cuda:LOCAL_RANK"."""
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if device == "cuda" and rank is not None else device
+
+
+def open_address() -> str | None:
+    """Return the address at which the processes meet, if other machines can reach it."""
+    address = os.environ.get("MASTER_ADDR", "localhost")
+    return None if int(os.environ.get("WORLD_SIZE", "1")) == 1 or address in _LOCAL else address

@@ -1,0 +1,279 @@
+"""The directory of a run: checkpoints that survive crashes, and one trainer at a time."""
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastnca.storage.atomic import FileEntry, write_atomically, write_file
+from fastnca.storage.bundle import FileFormatError, Header
+from fastnca.storage.checkpoints import (
+    checkpoint_path,
+    clear_staging,
+    hash_file,
+    list_checkpoints,
+    newest_intact,
+    prune,
+    publish,
+    read_manifest,
+    staging_path,
+    verify,
+)
+from fastnca.storage.lock import lock_directory
+from fastnca.storage.model import MODEL_FORMAT, save_model
+from fastnca.storage.tensors import encode_tensors
+from fastnca.training.checkpoint import (
+    TRAIN_FILE,
+    make_header,
+    restore,
+    shard_name,
+    shard_tensors,
+    train_tensors,
+)
+from fastnca.training.memory import describe
+
+if TYPE_CHECKING:
+    from fastnca.training.processes import Processes
+    from fastnca.training.trainer import PoolTrainer
+
+BEST = "best"
+"""File that names the checkpoint with the lowest loss."""
+
+_DIGEST = 32  # bytes of a SHA-256
+_log = logging.getLogger("fastnca")
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written; those before it are untouched."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """From where a run goes on.
+
+    Attributes:
+        path: the checkpoint.
+        notes: sentences that the user should read: what was skipped, what is not exact.
+    """
+
+    path: Path
+    notes: list[str] = field(default_factory=list)
+
+
+class RunDirectory:
+    """The checkpoints of one run.
+
+    Args:
+        path: the directory; made if missing.
+        processes: those that train together, all of which make this object.
+
+    Raises:
+        OSError: the directory cannot be made.
+    """
+
+    def __init__(self, path: Path, processes: "Processes") -> None:
+        self.path = path
+        self._processes = processes
+        with self._together():
+            if processes.first:
+                path.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep other trainers out of the directory, and remove what killed ones left.
+
+        Raises:
+            DirectoryInUseError: another process trains in it.
+            OSError: it cannot be written to.
+        """
+        with contextlib.ExitStack() as stack:
+            with self._together():
+                if self._processes.first:
+                    stack.enter_context(lock_directory(self.path))
+                    clear_staging(self.path)
+            yield
+
+    def clear(self) -> None:
+        """Remove every checkpoint, for a run that starts anew."""
+        if self._processes.first:
+            prune(self.path, 0, None)
+            for name in ("latest", BEST):
+                (self.path / name).unlink(missing_ok=True)
+
+    def save(self, trainer: "PoolTrainer") -> Path:
+        """Write a checkpoint; every process writes its part, the first one the rest.
+
+        Returns:
+            The checkpoint. One that is there and intact already, of the same run and iteration,
+            is not written again.
+
+        Raises:
+            CheckpointError: it could not be written; the message names the free space.
+            FileExistsError: the directory belongs to another run.
+        """
+        target = checkpoint_path(self.path, trainer.iteration)
+        staging = staging_path(self.path, trainer.iteration)
+        if self._agree(lambda: self._is_there(trainer, target)):
+            return target
+        try:
+            with self._together():
+                if self._processes.first:
+                    shutil.rmtree(staging, ignore_errors=True)
+                    staging.mkdir()
+            files = self._write_shards(trainer, staging)
+            with self._together():
+                if self._processes.first:
+                    self._finish(trainer, staging, target, files)
+        except (OSError, ValueError) as error:
+            if self._processes.first:
+                shutil.rmtree(staging, ignore_errors=True)
+            raise CheckpointError(f"{target}: not written ({error}); {self._space()}") from error
+        return target
+
+    def resume(self, trainer: "PoolTrainer") -> Resumed:
+        """Continue from the newest intact checkpoint.
+
+        Newer ones that are damaged are set aside under a name that begins with `damaged-`.
+
+        Raises:
+            FileFormatError: no checkpoint is intact.
+            FileNotFoundError: there is none.
+            ValueError: the saved run is another one.
+        """
+        notes: list[str] = []
+        iteration = 0
+
+        def choose() -> int:
+            _, header, faults = newest_intact(self.path)
+            for fault in faults:
+                notes.append(f"skipped a checkpoint: {fault}")
+                _set_aside(self.path, fault.path)
+            return int(header["iteration"])
+
+        iteration = self._agree(choose)
+        path = checkpoint_path(self.path, iteration)
+        header = read_manifest(path)
+        if not restore(trainer, path, header):
+            notes.append(
+                f"the run was saved by {header['processes']} processes and goes on with "
+                f"{self._processes.size}: the pool is shared out anew, and the run is no longer "
+                "bit for bit the one that was interrupted"
+            )
+        notes += _differences(trainer, header)
+        return Resumed(path, notes)
+
+    def has_checkpoints(self) -> bool:
+        """Tell whether there is anything to resume from."""
+        return bool(self._agree(lambda: int(bool(list_checkpoints(self.path)))))
+
+    def _is_there(self, trainer: "PoolTrainer", target: Path) -> int:
+        """Tell whether `target` is written already; refuse a directory of another run."""
+        for path in list_checkpoints(self.path):
+            with contextlib.suppress(FileFormatError):
+                if read_manifest(path).get("run_id") != trainer.run_id:
+                    raise FileExistsError(
+                        f"{path} belongs to another run; save to another directory, or remove it"
+                    )
+        with contextlib.suppress(FileFormatError):
+            return int(target.exists() and bool(verify(target)))
+        return 0
+
+    def _write_shards(self, trainer: "PoolTrainer", staging: Path) -> dict[str, FileEntry]:
+        """Write this process's part; return name, size and digest of all processes' parts."""
+        name = shard_name(self._processes.rank, self._processes.size)
+        report = torch.zeros(_DIGEST + 8, dtype=torch.uint8)
+        with self._together():
+            entry = write_file(staging / name, encode_tensors(shard_tensors(trainer)))
+            content = bytes.fromhex(entry.sha256) + entry.size.to_bytes(8, "little")
+            report = torch.tensor(list(content), dtype=torch.uint8)
+        files = {}
+        for rank, each in enumerate(self._processes.gather(report)):
+            content = bytes(each.tolist())
+            size = int.from_bytes(content[_DIGEST:], "little")
+            files[shard_name(rank, self._processes.size)] = FileEntry(size, content[:_DIGEST].hex())
+        return files
+
+    def _finish(
+        self, trainer: "PoolTrainer", staging: Path, target: Path, files: dict[str, FileEntry]
+    ) -> None:
+        """Write what is written once, make the checkpoint count, and remove old ones."""
+        tensors = train_tensors(trainer)
+        files[TRAIN_FILE] = write_file(staging / TRAIN_FILE, encode_tensors(tensors))
+        save_model(trainer.model, staging)
+        for name in (MODEL_FORMAT.json_name, MODEL_FORMAT.tensors_name):
+            files[name] = hash_file(staging / name)
+        header = make_header(trainer)
+        publish(staging, target, header, files)
+        prune(self.path, trainer.config.keep, self._update_best(target, header))
+
+    def _update_best(self, target: Path, header: Header) -> str | None:
+        """Let `best` name the checkpoint with the lowest loss; return that name."""
+        file, score = self.path / BEST, header["score"]
+        best = None
+        with contextlib.suppress(OSError, FileFormatError, UnicodeDecodeError):
+            best = read_manifest(self.path / file.read_text().strip())
+        if best is not None and (score is None or (best.get("score") or 0) <= score):
+            return checkpoint_path(self.path, int(best["iteration"])).name
+        write_atomically(file, f"{target.name}\n".encode())
+        return target.name
+
+    def _space(self) -> str:
+        """Say how much room the disk has."""
+        with contextlib.suppress(OSError):
+            return f"{describe(shutil.disk_usage(self.path).free)} free on that disk"
+        return "the free space is unknown"
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """Run the block in every process; if it fails in one, it fails in all."""
+        error: Exception | None = None
+        try:
+            yield
+        except (OSError, ValueError) as caught:
+            error = caught
+        failed = torch.tensor([int(error is not None)])
+        ranks = [rank for rank, each in enumerate(self._processes.gather(failed)) if int(each)]
+        if error is not None:
+            raise error
+        if ranks:
+            raise OSError(f"process {ranks[0]} failed; its own message says why")
+
+    def _agree(self, answer: Callable[[], int]) -> int:
+        """Return in every process what `answer` returns in the first one."""
+        value = torch.zeros(1, dtype=torch.int64)
+        with self._together():
+            if self._processes.first:
+                value[0] = answer()
+        return int(self._processes.gather(value)[0])
+
+
+def _set_aside(directory: Path, damaged: Path) -> None:
+    """Rename the checkpoint that holds file `damaged`, so that it is not mistaken for a good one.
+
+    A read-only directory keeps the name; the checkpoint does not count either way.
+    """
+    name = damaged.relative_to(directory).parts[0]
+    for number in range(1000):
+        target = directory / (f"damaged-{name}" + (f".{number}" if number else ""))
+        if not target.exists():
+            with contextlib.suppress(OSError):
+                os.rename(directory / name, target)
+            return
+
+
+def _differences(trainer: "PoolTrainer", header: Header) -> list[str]:
+    """Say what may make the resumed run differ in its last bits."""
+    now = make_header(trainer)
+    names = ("fastnca_version", "torch_version", "device", "threads")
+    return [
+        f"the run was saved with {name.replace('_', ' ')} {header.get(name)} and goes on with "
+        f"{now[name]}: the last bits may differ"
+        for name in names
+        if header.get(name) != now[name]
+    ]
