@@ -201,7 +201,8 @@ class Iteration:
             return
         reseeded = wild
         if self._config.reseed == "after":
-            reseeded = wild | (batch.slots == batch.slots[sample_losses.argmax()])
+            worst = batch.slots.index_select(0, sample_losses.argmax()[None])
+            reseeded = wild | (batch.slots == worst)
         states = torch.where(reseeded[:, None, None, None], self._seed_state, states)
         states = torch.where(fine, states, batch.drawn)
         if batch.order is not None:
