@@ -147,14 +147,13 @@ class RunDirectory:
             ValueError: the saved run is another one.
         """
         notes: list[str] = []
-        iteration = 0
 
         def choose() -> int:
-            _, header, faults = newest_intact(self.path)
+            path, _, faults = newest_intact(self.path)
             for fault in faults:
                 notes.append(f"skipped a checkpoint: {fault}")
                 _set_aside(self.path, fault.path)
-            return int(header["iteration"])
+            return int(path.name.removeprefix("ckpt-"))
 
         iteration = self._agree(choose)
         path = checkpoint_path(self.path, iteration)

@@ -1,0 +1,53 @@
+"""Shared by the tests of runs: small trainers, and their comparison bit for bit."""
+
+from pathlib import Path
+
+import torch
+
+from fastnca import NeuralCA, create_target_circle
+from fastnca.training import PoolTrainer, Processes, RunDirectory, TrainConfig
+
+SMALL = {"pool_size": 6, "batch_size": 3, "min_steps": 3, "max_steps": 6, "seed": 1}
+
+
+def make_trainer(preset="tutorial", size=8, hidden=6, **options):
+    torch.manual_seed(0)
+    config = TrainConfig.preset(preset, **{**SMALL, **options})
+    return PoolTrainer(NeuralCA(8, hidden, backend="torch"), create_target_circle(size), config)
+
+
+def run_directory(path: Path) -> RunDirectory:
+    return RunDirectory(path, Processes())
+
+
+def advance(each: PoolTrainer, iterations: int) -> None:
+    for _ in range(iterations):
+        each.step()
+
+
+def tensors(each: PoolTrainer) -> dict[str, torch.Tensor]:
+    """Everything that a trainer's future depends on."""
+    moments = {
+        f"{name}.{key}": value
+        for name, parameter in each.model.named_parameters()
+        for key, value in each.optimizer.state.get(parameter, {}).items()
+    }
+    generators = {f"generator.{n}": state for n, state in enumerate(each.randomness.state())}
+    return {
+        **each.model.state_dict(),
+        **{f"good.{name}": value for name, value in each.good_weights.items()},
+        **moments,
+        **generators,
+        "pool": each.pool.states,
+        "losses": torch.tensor(each.losses, dtype=torch.float64),
+        "counters": torch.tensor([each.iteration, each.skipped, each.skipped_in_a_row]),
+    }
+
+
+def assert_same(first: PoolTrainer, second: PoolTrainer) -> None:
+    """Compare two trainers bit for bit."""
+    ours, theirs = tensors(first), tensors(second)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert value.dtype == theirs[name].dtype, name
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=0, equal_nan=True)

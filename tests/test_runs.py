@@ -1,0 +1,387 @@
+"""Runs: exact resume, checkpoints that are kept, skipped and named, one trainer at a time."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+
+from fastnca import FileFormatError, NeuralCA
+from fastnca.storage import atomic, checkpoints
+from fastnca.storage.lock import DirectoryInUseError, lock_directory
+from fastnca.training import CheckpointError, StopNow
+from fastnca.training import run as run_module
+from tests.runs import advance, assert_same, make_trainer, run_directory
+
+RECIPES = {
+    "tutorial": {},
+    "default generator": {"seed": None},
+    "regenerating": {"preset": "regenerating", "damage": 1},
+    "growing": {"preset": "growing"},
+    "half precision": {"half_pool": True},
+    "host memory": {"pool_memory": "host", "preset": "persistent"},
+    "micro-batches": {"micro_batches": 2},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_forty_iterations_are_twenty_and_twenty_more(tmp_path, name):
+    straight, first = make_trainer(**RECIPES[name]), make_trainer(**RECIPES[name])
+    torch.manual_seed(4)
+    advance(straight, 40)
+    torch.manual_seed(4)
+    advance(first, 20)
+    first.save(tmp_path)
+    torch.rand(5)
+    second = make_trainer(**RECIPES[name])
+    second.resume(tmp_path)
+    assert second.iteration == 20
+    if RECIPES[name].get("seed", 1) is not None:
+        assert_same(second, first)
+    advance(second, 20)
+    assert_same(second, straight)
+
+
+def test_resume_after_every_iteration_and_saving_disturbs_nothing(tmp_path):
+    straight, saved = make_trainer(), make_trainer(keep=99)
+    run = run_directory(tmp_path)
+    for number in range(6):
+        advance(straight, 1)
+        advance(saved, 1)
+        run.save(saved)
+        assert_same(saved, straight)
+        other = make_trainer()
+        other.resume(tmp_path)
+        assert_same(other, straight)
+        assert other.iteration == number + 1
+        assert other.run_id == saved.run_id
+
+
+def test_fit_saves_at_intervals_and_at_the_end(tmp_path):
+    each = make_trainer(iterations=7, save_interval=3, keep=5)
+    run, seen = run_directory(tmp_path), []
+    each.fit(progress=False, run=run, on_step=lambda _: seen.append(names(tmp_path)))
+    assert [len(found) for found in seen] == [0, 0, 0, 1, 1, 1, 2]
+    assert names(tmp_path) == ["ckpt-00000003", "ckpt-00000006", "ckpt-00000007"]
+    assert (tmp_path / "latest").read_text() == "ckpt-00000007\n"
+    assert not list(tmp_path.glob(".ckpt*"))
+
+
+def names(path):
+    return sorted(p.name for p in path.glob("ckpt-*"))
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    each = make_trainer(keep=2)
+    run = run_directory(tmp_path)
+    for losses in ([5.0] * 20, [0.1] * 20, [3.0] * 20, [4.0] * 20, [2.0] * 20):
+        each.losses += losses
+        each.iteration += 20
+        run.save(each)
+    assert names(tmp_path) == ["ckpt-00000040", "ckpt-00000080", "ckpt-00000100"]
+    assert (tmp_path / "best").read_text() == "ckpt-00000040\n"
+    assert (tmp_path / "latest").read_text() == "ckpt-00000100\n"
+
+
+def test_a_checkpoint_is_a_model(tmp_path):
+    each = make_trainer()
+    advance(each, 2)
+    each.save(tmp_path)
+    loaded = NeuralCA.load(tmp_path / "ckpt-00000002")
+    for name, value in each.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+def save_some(path, iterations=(1, 2, 3)):
+    """Save after each of `iterations`; return the trainer."""
+    each = make_trainer(keep=99)
+    for number in iterations:
+        advance(each, number - each.iteration)
+        each.save(path)
+    return each
+
+
+def test_a_damaged_checkpoint_is_skipped_named_and_set_aside(tmp_path):
+    save_some(tmp_path)
+    for number, file in ((3, "pool-00000-of-00001.safetensors"), (2, "manifest.json")):
+        path = tmp_path / f"ckpt-{number:08d}" / file
+        path.write_bytes(path.read_bytes()[:-9])
+    each = make_trainer()
+    resumed = run_directory(tmp_path).resume(each)
+    assert (each.iteration, resumed.path.name) == (1, "ckpt-00000001")
+    assert len(resumed.notes) == 2
+    assert "ckpt-00000003/pool-00000-of-00001.safetensors: must have" in resumed.notes[0]
+    assert "ckpt-00000002/manifest.json" in resumed.notes[1]
+    assert names(tmp_path) == ["ckpt-00000001"]
+    assert len(list(tmp_path.glob("damaged-ckpt-*"))) == 2
+    advance(each, 2)
+    each.save(tmp_path)
+    assert_same(each, load(tmp_path))
+
+
+def load(path):
+    each = make_trainer()
+    each.resume(path)
+    return each
+
+
+def test_without_an_intact_checkpoint_every_fault_is_named(tmp_path):
+    save_some(tmp_path)
+    for path in tmp_path.glob("ckpt-*"):
+        (path / "train.safetensors").unlink()
+    with pytest.raises(FileFormatError, match=r"no checkpoint is intact.*0003.*0002.*0001"):
+        load(tmp_path)
+
+
+def rewrite_manifest(path, **changes):
+    """Change fields and give the manifest a checksum that fits: a crafted file."""
+    manifest = {**json.loads((path / "manifest.json").read_text()), **changes}
+    manifest["sha256"] = checkpoints.digest_header(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def foreign_shard(path):
+    shutil.copy(
+        path.parent / "ckpt-00000001" / "pool-00000-of-00001.safetensors",
+        path / "pool-00000-of-00001.safetensors",
+    )
+
+
+def swap_files(path):
+    (path / "model.safetensors").rename(path / "x")
+    (path / "train.safetensors").rename(path / "model.safetensors")
+    (path / "x").rename(path / "train.safetensors")
+
+
+CRAFTED = {
+    "foreign shard": (foreign_shard, "SHA-256 is not the manifest's"),
+    "swapped files": (swap_files, "must have"),
+    "missing shard": (
+        lambda p: (p / "pool-00000-of-00001.safetensors").unlink(),
+        "missing from the checkpoint",
+    ),
+    "missing manifest": (lambda p: (p / "manifest.json").unlink(), "not complete"),
+    "newer": (lambda p: rewrite_manifest(p, format_version=2), "reads version 1"),
+    "another kind": (lambda p: rewrite_manifest(p, format="x"), "not a fastnca-checkpoint"),
+    "no files": (lambda p: rewrite_manifest(p, files=[]), "not a list of files"),
+    "a path": (
+        lambda p: rewrite_manifest(p, files={"../x": {"size": 1, "sha256": ""}}),
+        "not a list of files",
+    ),
+    "not json": (lambda p: (p / "manifest.json").write_text("{"), "not a JSON file"),
+    "deep": (lambda p: (p / "manifest.json").write_text("[" * 100_000), "not a JSON file"),
+    "huge": (lambda p: (p / "manifest.json").write_text(" " * (1 << 21)), "too large"),
+}
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_crafted_checkpoints_are_refused(tmp_path, name):
+    save_some(tmp_path, (1, 2))
+    change, words = CRAFTED[name]
+    change(tmp_path / "ckpt-00000002")
+    each = make_trainer()
+    notes = run_directory(tmp_path).resume(each).notes
+    assert each.iteration == 1
+    assert words in notes[0]
+
+
+BAD_FIELDS = {
+    "iteration": ({"iteration": -1}, "'iteration' must be an integer"),
+    "processes": ({"processes": 0}, "'processes' must be an integer"),
+    "dtype": ({"dtype": "int8"}, "saved run has dtype int8"),
+    "config": ({"config": 3}, "'config' must be an object"),
+    "wrong size": ({"hidden_dim": 7}, "hidden_dim 7, this one 6"),
+    "more processes": ({"processes": 2}, "no file|No such file"),
+    "moments": ({"optimizer_steps": 0}, "unknown tensors"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FIELDS)
+def test_manifests_that_verify_but_do_not_fit(tmp_path, name):
+    save_some(tmp_path, (1,))
+    changes, words = BAD_FIELDS[name]
+    rewrite_manifest(tmp_path / "ckpt-00000001", **changes)
+    with pytest.raises((ValueError, OSError), match=words):
+        load(tmp_path)
+
+
+def test_a_directory_belongs_to_one_run(tmp_path):
+    save_some(tmp_path)
+    with pytest.raises(FileExistsError, match=r"ckpt-0000000\d belongs to another run"):
+        make_trainer().save(tmp_path)
+
+
+def test_what_is_saved_is_not_saved_again(tmp_path):
+    each = save_some(tmp_path)
+    manifest = tmp_path / "ckpt-00000003" / "manifest.json"
+    before = manifest.stat().st_mtime_ns
+    each.save(tmp_path)
+    assert manifest.stat().st_mtime_ns == before
+    (tmp_path / "ckpt-00000003" / "config.json").unlink()
+    each.save(tmp_path)  # but a damaged one is
+    assert_same(each, load(tmp_path))
+
+
+def test_one_trainer_at_a_time(tmp_path):
+    each = make_trainer()
+    words = f"process {os.getpid()} trains in this"
+    with run_directory(tmp_path).hold(), pytest.raises(DirectoryInUseError, match=words):
+        each.save(tmp_path)
+    each.save(tmp_path)
+    (tmp_path / ".lock").write_text("12345\n")  # of a process that was killed
+    load(tmp_path)
+    with lock_directory(tmp_path), pytest.raises(DirectoryInUseError):
+        load(tmp_path)
+
+
+def test_leftovers_are_removed_at_the_next_start(tmp_path):
+    save_some(tmp_path)
+    (tmp_path / ".ckpt-00000009.tmp").mkdir()
+    (tmp_path / ".ckpt-00000009.tmp" / "pool").write_text("killed")
+    load(tmp_path)
+    assert not list(tmp_path.glob(".ckpt*"))
+
+
+def test_every_file_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
+    calls = []
+    opened = {}
+    for name in ("open", "fsync", "rename", "replace"):
+        real = getattr(os, name)
+
+        def spy(first, *arguments, _name=name, _real=real, **options):
+            result = _real(first, *arguments, **options)
+            if _name == "open":
+                opened[result] = os.fspath(first)
+            what = opened[first] if _name == "fsync" else os.fspath(first)
+            calls.append((_name, what.rsplit("/", 1)[-1]))
+            return result
+
+        monkeypatch.setattr(os, name, spy)
+    each = make_trainer()
+    run_directory(tmp_path).save(each)
+    order = [call for call in calls if call[0] != "open"]
+    rename = order.index(("rename", ".ckpt-00000000.tmp"))
+    for file in ("pool-00000-of-00001.safetensors", "train.safetensors"):
+        assert order.index(("fsync", file)) < order.index(("fsync", "manifest.json"))
+    assert [name for name, _ in order[:rename]].count("replace") == 2  # config and weights
+    assert order[rename - 2 : rename + 2] == [
+        ("fsync", "manifest.json"),
+        ("fsync", ".ckpt-00000000.tmp"),
+        ("rename", ".ckpt-00000000.tmp"),
+        ("fsync", tmp_path.name),
+    ]
+    named = [name for call, name in order[rename:] if call == "replace"]
+    assert [name.split(".")[1] for name in named] == ["latest", "best"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_follow_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        make_trainer().save(tmp_path / "run")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "run").rglob("*"):
+        full = 0o777 if path.is_dir() else 0o666
+        assert path.stat().st_mode & 0o777 == full & ~umask
+
+
+def test_places_where_nothing_can_be_saved(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="file"):
+        make_trainer().save(tmp_path / "file")
+    with pytest.raises(OSError, match="file"):
+        make_trainer().save(tmp_path / "file" / "run")
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    each = save_some(tmp_path)
+    advance(each, 1)
+    with torch.no_grad():
+        each.model.update_net[2].bias[0] = float("inf")
+    with pytest.raises(CheckpointError, match=r"'update_net\.2\.bias' holds NaN or infinite"):
+        each.save(tmp_path)
+    assert load(tmp_path).iteration == 3
+
+
+def test_a_run_goes_on_when_it_cannot_save_and_stops_after_three_times(
+    tmp_path, monkeypatch, capsys
+):
+    each = make_trainer(iterations=40, save_interval=5)
+    run = run_directory(tmp_path)
+    broken = [False]
+
+    def write_file(path, chunks):
+        if broken[0]:
+            raise OSError(28, "No space left on device")
+        return atomic.write_file(path, chunks)
+
+    def watch(result):
+        broken[0] = result.iteration in range(8, 13) or result.iteration > 17
+
+    monkeypatch.setattr(run_module, "write_file", write_file)
+    with pytest.raises(CheckpointError, match="No space left") as caught:
+        each.fit(progress=False, run=run, on_step=watch)
+    assert each.iteration == 30  # 20, 25 and 30 failed; 10 did, too, but 15 did not
+    assert names(tmp_path) == ["ckpt-00000005", "ckpt-00000015"]
+    said = capsys.readouterr().err
+    assert said.count("training goes on") == 3
+    assert str(tmp_path) in said
+    assert "free on that disk" in str(caught.value)
+    assert load(tmp_path).iteration == 15
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")
+@pytest.mark.parametrize("where", ["step", "save"])
+@pytest.mark.parametrize(
+    ("number", "error", "code"),
+    [(signal.SIGINT, KeyboardInterrupt, None), (signal.SIGTERM, SystemExit, 143)],
+)
+@pytest.mark.parametrize("moment", range(10))
+def test_a_signal_at_any_moment_saves_once(
+    tmp_path, monkeypatch, where, number, error, code, moment
+):
+    each = make_trainer(iterations=30, save_interval=4, keep=99)
+    writes = [0]
+
+    def interrupt(real):
+        def call(*arguments, **options):
+            writes[0] += 1
+            if writes[0] == moment + 1:
+                os.kill(os.getpid(), number)
+            return real(*arguments, **options)
+
+        return call
+
+    if where == "step":
+        monkeypatch.setattr(each.model, "run_steps", interrupt(each.model.run_steps))
+    else:
+        monkeypatch.setattr(atomic.os, "write", interrupt(os.write))
+    with pytest.raises(error) as caught:
+        each.fit(progress=False, run=run_directory(tmp_path))
+    if code is not None:
+        assert caught.value.code == code
+    assert each.iteration < 30
+    assert names(tmp_path)[-1] == f"ckpt-{each.iteration:08d}"
+    assert_same(each, load(tmp_path))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")
+def test_asked_twice_it_leaves_at_once(tmp_path, monkeypatch):
+    each = make_trainer(iterations=30, save_interval=4)
+    real, count = os.write, [0]
+
+    def write(*arguments):
+        count[0] += each.iteration == 8
+        if count[0] in (2, 3):  # in the second checkpoint
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(atomic.os, "write", write)
+    with pytest.raises(StopNow):
+        each.fit(progress=False, run=run_directory(tmp_path))
+    assert each.iteration == 8
+    assert load(tmp_path).iteration == 4
