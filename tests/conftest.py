@@ -1,4 +1,7 @@
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,13 @@ from tests.helpers import Grown, load_grown
 def _seeded(monkeypatch):
     monkeypatch.delenv("FASTNCA_BACKEND", raising=False)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def memory_path() -> Iterator[Path]:
+    """A directory that lies in memory where the system has such: thousands of fsyncs are free."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as path:
+        yield Path(path)
 
 
 @pytest.fixture(scope="session")

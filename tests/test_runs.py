@@ -27,16 +27,16 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_forty_iterations_are_twenty_and_twenty_more(tmp_path, name):
+def test_forty_iterations_are_twenty_and_twenty_more(memory_path, name):
     straight, first = make_trainer(**RECIPES[name]), make_trainer(**RECIPES[name])
     torch.manual_seed(4)
     advance(straight, 40)
     torch.manual_seed(4)
     advance(first, 20)
-    first.save(tmp_path)
+    first.save(memory_path)
     torch.rand(5)
     second = make_trainer(**RECIPES[name])
-    second.resume(tmp_path)
+    second.resume(memory_path)
     assert second.iteration == 20
     if RECIPES[name].get("seed", 1) is not None:
         assert_same(second, first)
@@ -44,52 +44,52 @@ def test_forty_iterations_are_twenty_and_twenty_more(tmp_path, name):
     assert_same(second, straight)
 
 
-def test_resume_after_every_iteration_and_saving_disturbs_nothing(tmp_path):
+def test_resume_after_every_iteration_and_saving_disturbs_nothing(memory_path):
     straight, saved = make_trainer(), make_trainer(keep=99)
-    run = run_directory(tmp_path)
+    run = run_directory(memory_path)
     for number in range(6):
         advance(straight, 1)
         advance(saved, 1)
         run.save(saved)
         assert_same(saved, straight)
         other = make_trainer()
-        other.resume(tmp_path)
+        other.resume(memory_path)
         assert_same(other, straight)
         assert other.iteration == number + 1
         assert other.run_id == saved.run_id
 
 
-def test_fit_saves_at_intervals_and_at_the_end(tmp_path):
+def test_fit_saves_at_intervals_and_at_the_end(memory_path):
     each = make_trainer(iterations=7, save_interval=3, keep=5)
-    run, seen = run_directory(tmp_path), []
-    each.fit(progress=False, run=run, on_step=lambda _: seen.append(names(tmp_path)))
+    run, seen = run_directory(memory_path), []
+    each.fit(progress=False, run=run, on_step=lambda _: seen.append(names(memory_path)))
     assert [len(found) for found in seen] == [0, 0, 0, 1, 1, 1, 2]
-    assert names(tmp_path) == ["ckpt-00000003", "ckpt-00000006", "ckpt-00000007"]
-    assert (tmp_path / "latest").read_text() == "ckpt-00000007\n"
-    assert not list(tmp_path.glob(".ckpt*"))
+    assert names(memory_path) == ["ckpt-00000003", "ckpt-00000006", "ckpt-00000007"]
+    assert (memory_path / "latest").read_text() == "ckpt-00000007\n"
+    assert not list(memory_path.glob(".ckpt*"))
 
 
 def names(path):
     return sorted(p.name for p in path.glob("ckpt-*"))
 
 
-def test_the_newest_and_the_best_are_kept(tmp_path):
+def test_the_newest_and_the_best_are_kept(memory_path):
     each = make_trainer(keep=2)
-    run = run_directory(tmp_path)
+    run = run_directory(memory_path)
     for losses in ([5.0] * 20, [0.1] * 20, [3.0] * 20, [4.0] * 20, [2.0] * 20):
         each.losses += losses
         each.iteration += 20
         run.save(each)
-    assert names(tmp_path) == ["ckpt-00000040", "ckpt-00000080", "ckpt-00000100"]
-    assert (tmp_path / "best").read_text() == "ckpt-00000040\n"
-    assert (tmp_path / "latest").read_text() == "ckpt-00000100\n"
+    assert names(memory_path) == ["ckpt-00000040", "ckpt-00000080", "ckpt-00000100"]
+    assert (memory_path / "best").read_text() == "ckpt-00000040\n"
+    assert (memory_path / "latest").read_text() == "ckpt-00000100\n"
 
 
-def test_a_checkpoint_is_a_model(tmp_path):
+def test_a_checkpoint_is_a_model(memory_path):
     each = make_trainer()
     advance(each, 2)
-    each.save(tmp_path)
-    loaded = NeuralCA.load(tmp_path / "ckpt-00000002")
+    each.save(memory_path)
+    loaded = NeuralCA.load(memory_path / "ckpt-00000002")
     for name, value in each.model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
 
@@ -103,22 +103,22 @@ def save_some(path, iterations=(1, 2, 3)):
     return each
 
 
-def test_a_damaged_checkpoint_is_skipped_named_and_set_aside(tmp_path):
-    save_some(tmp_path)
+def test_a_damaged_checkpoint_is_skipped_named_and_set_aside(memory_path):
+    save_some(memory_path)
     for number, file in ((3, "pool-00000-of-00001.safetensors"), (2, "manifest.json")):
-        path = tmp_path / f"ckpt-{number:08d}" / file
+        path = memory_path / f"ckpt-{number:08d}" / file
         path.write_bytes(path.read_bytes()[:-9])
     each = make_trainer()
-    resumed = run_directory(tmp_path).resume(each)
+    resumed = run_directory(memory_path).resume(each)
     assert (each.iteration, resumed.path.name) == (1, "ckpt-00000001")
     assert len(resumed.notes) == 2
     assert "ckpt-00000003/pool-00000-of-00001.safetensors: must have" in resumed.notes[0]
     assert "ckpt-00000002/manifest.json" in resumed.notes[1]
-    assert names(tmp_path) == ["ckpt-00000001"]
-    assert len(list(tmp_path.glob("damaged-ckpt-*"))) == 2
+    assert names(memory_path) == ["ckpt-00000001"]
+    assert len(list(memory_path.glob("damaged-ckpt-*"))) == 2
     advance(each, 2)
-    each.save(tmp_path)
-    assert_same(each, load(tmp_path))
+    each.save(memory_path)
+    assert_same(each, load(memory_path))
 
 
 def load(path):
@@ -127,12 +127,12 @@ def load(path):
     return each
 
 
-def test_without_an_intact_checkpoint_every_fault_is_named(tmp_path):
-    save_some(tmp_path)
-    for path in tmp_path.glob("ckpt-*"):
+def test_without_an_intact_checkpoint_every_fault_is_named(memory_path):
+    save_some(memory_path)
+    for path in memory_path.glob("ckpt-*"):
         (path / "train.safetensors").unlink()
     with pytest.raises(FileFormatError, match=r"no checkpoint is intact.*0003.*0002.*0001"):
-        load(tmp_path)
+        load(memory_path)
 
 
 def rewrite_manifest(path, **changes):
@@ -177,12 +177,12 @@ CRAFTED = {
 
 
 @pytest.mark.parametrize("name", CRAFTED)
-def test_crafted_checkpoints_are_refused(tmp_path, name):
-    save_some(tmp_path, (1, 2))
+def test_crafted_checkpoints_are_refused(memory_path, name):
+    save_some(memory_path, (1, 2))
     change, words = CRAFTED[name]
-    change(tmp_path / "ckpt-00000002")
+    change(memory_path / "ckpt-00000002")
     each = make_trainer()
-    notes = run_directory(tmp_path).resume(each).notes
+    notes = run_directory(memory_path).resume(each).notes
     assert each.iteration == 1
     assert words in notes[0]
 
@@ -199,52 +199,52 @@ BAD_FIELDS = {
 
 
 @pytest.mark.parametrize("name", BAD_FIELDS)
-def test_manifests_that_verify_but_do_not_fit(tmp_path, name):
-    save_some(tmp_path, (1,))
+def test_manifests_that_verify_but_do_not_fit(memory_path, name):
+    save_some(memory_path, (1,))
     changes, words = BAD_FIELDS[name]
-    rewrite_manifest(tmp_path / "ckpt-00000001", **changes)
+    rewrite_manifest(memory_path / "ckpt-00000001", **changes)
     with pytest.raises((ValueError, OSError), match=words):
-        load(tmp_path)
+        load(memory_path)
 
 
-def test_a_directory_belongs_to_one_run(tmp_path):
-    save_some(tmp_path)
+def test_a_directory_belongs_to_one_run(memory_path):
+    save_some(memory_path)
     with pytest.raises(FileExistsError, match=r"ckpt-0000000\d belongs to another run"):
-        make_trainer().save(tmp_path)
+        make_trainer().save(memory_path)
 
 
-def test_what_is_saved_is_not_saved_again(tmp_path):
-    each = save_some(tmp_path)
-    manifest = tmp_path / "ckpt-00000003" / "manifest.json"
+def test_what_is_saved_is_not_saved_again(memory_path):
+    each = save_some(memory_path)
+    manifest = memory_path / "ckpt-00000003" / "manifest.json"
     before = manifest.stat().st_mtime_ns
-    each.save(tmp_path)
+    each.save(memory_path)
     assert manifest.stat().st_mtime_ns == before
-    (tmp_path / "ckpt-00000003" / "config.json").unlink()
-    each.save(tmp_path)  # but a damaged one is
-    assert_same(each, load(tmp_path))
+    (memory_path / "ckpt-00000003" / "config.json").unlink()
+    each.save(memory_path)  # but a damaged one is
+    assert_same(each, load(memory_path))
 
 
-def test_one_trainer_at_a_time(tmp_path):
+def test_one_trainer_at_a_time(memory_path):
     each = make_trainer()
     words = f"process {os.getpid()} trains in this"
-    with run_directory(tmp_path).hold(), pytest.raises(DirectoryInUseError, match=words):
-        each.save(tmp_path)
-    each.save(tmp_path)
-    (tmp_path / ".lock").write_text("12345\n")  # of a process that was killed
-    load(tmp_path)
-    with lock_directory(tmp_path), pytest.raises(DirectoryInUseError):
-        load(tmp_path)
+    with run_directory(memory_path).hold(), pytest.raises(DirectoryInUseError, match=words):
+        each.save(memory_path)
+    each.save(memory_path)
+    (memory_path / ".lock").write_text("12345\n")  # of a process that was killed
+    load(memory_path)
+    with lock_directory(memory_path), pytest.raises(DirectoryInUseError):
+        load(memory_path)
 
 
-def test_leftovers_are_removed_at_the_next_start(tmp_path):
-    save_some(tmp_path)
-    (tmp_path / ".ckpt-00000009.tmp").mkdir()
-    (tmp_path / ".ckpt-00000009.tmp" / "pool").write_text("killed")
-    load(tmp_path)
-    assert not list(tmp_path.glob(".ckpt*"))
+def test_leftovers_are_removed_at_the_next_start(memory_path):
+    save_some(memory_path)
+    (memory_path / ".ckpt-00000009.tmp").mkdir()
+    (memory_path / ".ckpt-00000009.tmp" / "pool").write_text("killed")
+    load(memory_path)
+    assert not list(memory_path.glob(".ckpt*"))
 
 
-def test_every_file_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
+def test_every_file_is_on_the_disk_before_it_counts(memory_path, monkeypatch):
     calls = []
     opened = {}
     for name in ("open", "fsync", "rename", "replace"):
@@ -260,7 +260,7 @@ def test_every_file_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
 
         monkeypatch.setattr(os, name, spy)
     each = make_trainer()
-    run_directory(tmp_path).save(each)
+    run_directory(memory_path).save(each)
     order = [call for call in calls if call[0] != "open"]
     rename = order.index(("rename", ".ckpt-00000000.tmp"))
     for file in ("pool-00000-of-00001.safetensors", "train.safetensors"):
@@ -270,7 +270,7 @@ def test_every_file_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
         ("fsync", "manifest.json"),
         ("fsync", ".ckpt-00000000.tmp"),
         ("rename", ".ckpt-00000000.tmp"),
-        ("fsync", tmp_path.name),
+        ("fsync", memory_path.name),
     ]
     named = [name for call, name in order[rename:] if call == "replace"]
     assert [name.split(".")[1] for name in named] == ["latest", "best"]
@@ -278,40 +278,40 @@ def test_every_file_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX")
 @pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_files_follow_the_umask(tmp_path, umask):
+def test_files_follow_the_umask(memory_path, umask):
     before = os.umask(umask)
     try:
-        make_trainer().save(tmp_path / "run")
+        make_trainer().save(memory_path / "run")
     finally:
         os.umask(before)
-    for path in (tmp_path / "run").rglob("*"):
+    for path in (memory_path / "run").rglob("*"):
         full = 0o777 if path.is_dir() else 0o666
         assert path.stat().st_mode & 0o777 == full & ~umask
 
 
-def test_places_where_nothing_can_be_saved(tmp_path):
-    (tmp_path / "file").write_text("x")
+def test_places_where_nothing_can_be_saved(memory_path):
+    (memory_path / "file").write_text("x")
     with pytest.raises(OSError, match="file"):
-        make_trainer().save(tmp_path / "file")
+        make_trainer().save(memory_path / "file")
     with pytest.raises(OSError, match="file"):
-        make_trainer().save(tmp_path / "file" / "run")
+        make_trainer().save(memory_path / "file" / "run")
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path):
-    each = save_some(tmp_path)
+def test_weights_that_are_not_finite_are_not_saved(memory_path):
+    each = save_some(memory_path)
     advance(each, 1)
     with torch.no_grad():
         each.model.update_net[2].bias[0] = float("inf")
     with pytest.raises(CheckpointError, match=r"'update_net\.2\.bias' holds NaN or infinite"):
-        each.save(tmp_path)
-    assert load(tmp_path).iteration == 3
+        each.save(memory_path)
+    assert load(memory_path).iteration == 3
 
 
 def test_a_run_goes_on_when_it_cannot_save_and_stops_after_three_times(
-    tmp_path, monkeypatch, capsys
+    memory_path, monkeypatch, capsys
 ):
     each = make_trainer(iterations=40, save_interval=5)
-    run = run_directory(tmp_path)
+    run = run_directory(memory_path)
     broken = [False]
 
     def write_file(path, chunks):
@@ -326,12 +326,12 @@ def test_a_run_goes_on_when_it_cannot_save_and_stops_after_three_times(
     with pytest.raises(CheckpointError, match="No space left") as caught:
         each.fit(progress=False, run=run, on_step=watch)
     assert each.iteration == 30  # 20, 25 and 30 failed; 10 did, too, but 15 did not
-    assert names(tmp_path) == ["ckpt-00000005", "ckpt-00000015"]
+    assert names(memory_path) == ["ckpt-00000005", "ckpt-00000015"]
     said = capsys.readouterr().err
     assert said.count("training goes on") == 3
-    assert str(tmp_path) in said
+    assert str(memory_path) in said
     assert "free on that disk" in str(caught.value)
-    assert load(tmp_path).iteration == 15
+    assert load(memory_path).iteration == 15
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")
@@ -342,7 +342,7 @@ def test_a_run_goes_on_when_it_cannot_save_and_stops_after_three_times(
 )
 @pytest.mark.parametrize("moment", range(10))
 def test_a_signal_at_any_moment_saves_once(
-    tmp_path, monkeypatch, where, number, error, code, moment
+    memory_path, monkeypatch, where, number, error, code, moment
 ):
     each = make_trainer(iterations=30, save_interval=4, keep=99)
     writes = [0]
@@ -361,16 +361,16 @@ def test_a_signal_at_any_moment_saves_once(
     else:
         monkeypatch.setattr(atomic.os, "write", interrupt(os.write))
     with pytest.raises(error) as caught:
-        each.fit(progress=False, run=run_directory(tmp_path))
+        each.fit(progress=False, run=run_directory(memory_path))
     if code is not None:
         assert caught.value.code == code
     assert each.iteration < 30
-    assert names(tmp_path)[-1] == f"ckpt-{each.iteration:08d}"
-    assert_same(each, load(tmp_path))
+    assert names(memory_path)[-1] == f"ckpt-{each.iteration:08d}"
+    assert_same(each, load(memory_path))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")
-def test_asked_twice_it_leaves_at_once(tmp_path, monkeypatch):
+def test_asked_twice_it_leaves_at_once(memory_path, monkeypatch):
     each = make_trainer(iterations=30, save_interval=4)
     real, count = os.write, [0]
 
@@ -382,6 +382,6 @@ def test_asked_twice_it_leaves_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(atomic.os, "write", write)
     with pytest.raises(StopNow):
-        each.fit(progress=False, run=run_directory(tmp_path))
+        each.fit(progress=False, run=run_directory(memory_path))
     assert each.iteration == 8
-    assert load(tmp_path).iteration == 4
+    assert load(memory_path).iteration == 4
