@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastnca import __version__
+from fastnca.backends import BackendError
 from fastnca.commands.output import save_figure
 from fastnca.commands.show import GROW_STEPS, MASK_SEED, REGROW_STEPS, growth_gif
 from fastnca.images import load_target
@@ -45,12 +46,10 @@ def train(arguments: Namespace) -> int:
     The model that is saved is the one that grew best (`BestWeights`); the checkpoints that
     `--resume` continues from lie beside it.
     """
-    device = torch.device(arguments.device)
-    processes = Processes.join(device, arguments.timeout)
-    try:
-        return _train(arguments, processes)
-    finally:
-        processes.leave()
+    processes = Processes.join(torch.device(arguments.device), arguments.timeout)
+    code = _train(arguments, processes)
+    processes.leave()
+    return code
 
 
 def _train(arguments: Namespace, processes: Processes) -> int:
@@ -98,6 +97,19 @@ def _fit(trainer: PoolTrainer, run: RunDirectory, arguments: Namespace, out: Pat
                 "--resume"
             )
         raise
+    except BackendError:
+        raise
+    except RuntimeError as error:
+        if trainer.processes.size == 1:
+            raise
+        fault = str(error).splitlines()[0]
+        print(
+            f"fastnca: process {trainer.processes.rank} stops because another one ended or did "
+            f"not answer for {arguments.timeout:g} s ({fault}); start all of them again with "
+            f"--resume.\nThe last checkpoint is {_last(out)}",
+            file=sys.stderr,
+        )
+        return 1
     except MemoryLimitError as error:
         print(f"fastnca: {error}\nThe last checkpoint is {_last(out)}", file=sys.stderr)
         return OUT_OF_MEMORY

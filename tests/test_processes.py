@@ -1,0 +1,211 @@
+"""Several processes that train one model, on a CPU, as torchrun starts them."""
+
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from fastnca.training import PoolTrainer, Processes, TrainConfig
+from fastnca.training.processes import cut, local_device, open_address
+from tests.process_worker import digest, make
+from tests.runs import advance, run_directory
+
+QUICK = [
+    *("--size", "12", "--hidden", "6", "--pool-size", "6", "--batch-size", "2"),
+    *("--min-steps", "3", "--max-steps", "5"),
+]
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(size, *arguments):
+    """Start the processes of one scenario."""
+    port = free_port()
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.process_worker", *map(str, arguments)],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
+def run(size, *arguments):
+    """Run a scenario to its end; return what each process said."""
+    said = []
+    for process in start(size, *arguments):
+        out, complained = process.communicate(timeout=240)
+        assert process.returncode == 0, complained
+        said.append(json.loads(out.splitlines()[-1]))
+    return said
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def group(request, tmp_path_factory):
+    """What 2 and 3 processes said, and where they saved."""
+    path = tmp_path_factory.mktemp("processes")
+    return run(request.param, "train", path), path
+
+
+def same(said, name):
+    return len({json.dumps(each[name]) for each in said}) == 1
+
+
+def test_parameters_are_equal_bit_for_bit(group):
+    said, _ = group
+    assert same(said, "weights")
+    assert same(said, "losses")
+    assert len({each["pool"] for each in said}) == len(said)
+
+
+def test_the_pool_is_shared_out(group):
+    said, _ = group
+    assert sum(each["shares"] for each in said) == 13
+    assert max(each["shares"] for each in said) - min(each["shares"] for each in said) <= 1
+
+
+def test_the_gradient_is_that_of_the_joined_batch(group):
+    said, _ = group
+    for each in said:
+        assert each["gradient_error"] <= 1e-6
+
+
+def test_unequal_numbers_of_steps_do_not_hang(group):
+    said, _ = group
+    assert not same(said, "steps")
+    assert same(said, "weights of unequal steps")
+
+
+def test_bad_numbers_in_one_process_void_the_iteration_in_all(group):
+    said, _ = group
+    assert [each["skipped"] for each in said] == [[True] * 3] * len(said)
+    assert same(said, "weights of skipped")
+
+
+def test_resume_with_as_many_processes_is_exact(group):
+    said, path = group
+    assert all(each["exact"] for each in said)
+    files = sorted(file.name for file in (path / "run" / "ckpt-00000004").glob("pool-*"))
+    assert files == [f"pool-{n:05d}-of-{len(said):05d}.safetensors" for n in range(len(said))]
+
+
+def test_a_request_to_one_process_stops_all_after_the_same_iteration(group):
+    said, path = group
+    assert [each["stopped"] for each in said] == [6] * len(said)
+    assert [each["exit"] for each in said] == [143] * len(said)
+    assert (path / "stop" / "latest").read_text() == "ckpt-00000006\n"
+
+
+def test_resume_with_fewer_processes_shares_the_pool_out_anew(group):
+    said, path = group
+    each = make(Processes())
+    resumed = run_directory(path / "run").resume(each)
+    assert each.iteration == 4
+    assert "no longer bit for bit" in resumed.notes[0]
+    assert f"by {len(said)} processes and goes on with 1" in resumed.notes[0]
+    assert len(each.pool) == 13
+    assert (each.pool.states != each.seed_state).any()
+    advance(each, 2)
+    assert each.skipped == 0
+
+
+def test_resume_with_more_processes_shares_the_pool_out_anew(tmp_path):
+    one = make(Processes())
+    advance(one, 4)
+    one.save(tmp_path / "run")
+    said = run(2, "resume", tmp_path)
+    assert [each["slots"] for each in said] == [6, 7]
+    for rank, each in enumerate(said):
+        first, last = cut(13, rank, 2)
+        assert each["pool"] == digest([one.pool.states[first:last]])
+        assert "no longer bit for bit" in each["notes"][0]
+    assert same(said, "weights")
+    assert said[0]["iteration"] == 7
+
+
+@pytest.mark.skipif(os.name != "posix", reason="processes are killed as on POSIX")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others_and_loses_no_checkpoint(memory_path, victim):
+    processes = start(2, "save", memory_path)
+    for process in processes:
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+    saved = int((memory_path / "latest").read_text().strip()[5:])
+    processes[victim].kill()
+    begin = time.monotonic()
+    processes[victim].communicate(timeout=60)
+    _, complained = processes[1 - victim].communicate(timeout=60)
+    assert time.monotonic() - begin < 60
+    assert processes[1 - victim].returncode != 0
+    assert complained
+    each = make(Processes())
+    run_directory(memory_path).resume(each)
+    assert each.iteration >= saved
+
+
+def test_the_command_line_under_torchrun(tmp_path):
+    out = tmp_path / "run"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "fastnca", "train", *QUICK, "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, *command, "--iterations", "3"], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("3 iterations in") == 1
+    assert "2 processes, each with 3 states" in done.stdout
+    assert (out / "growth.png").is_file()
+    assert len((out / "metrics.csv").read_text().splitlines()) == 4
+    from fastnca.commands.parser import main
+
+    assert main(["train", *QUICK, "--iterations", "5", "--resume", "--out", str(out)]) == 0
+    assert len((out / "metrics.csv").read_text().splitlines()) == 6
+
+
+def test_parts_are_nearly_equal_and_cover_everything():
+    for total in (1, 7, 64):
+        for size in (1, 2, 3, 5):
+            parts = [cut(total, rank, size) for rank in range(size)]
+            assert parts[0][0] == 0
+            assert parts[-1][1] == total
+            assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
+            assert max(b - a for a, b in parts) - min(b - a for a, b in parts) <= 1
+
+
+def test_one_process_needs_no_group(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    alone = Processes.join(torch.device("cpu"), 1)
+    assert (alone.rank, alone.size, alone.first) == (0, 1, True)
+    assert not torch.distributed.is_initialized()
+    alone.leave()
+    assert open_address() is None
+
+
+def test_environment_of_torchrun(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert local_device("cuda") == "cuda:3"
+    assert local_device("cuda:1") == "cuda:1"
+    assert local_device("cpu") == "cpu"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.7")
+    assert open_address() == "10.0.0.7"
+
+
+def test_too_many_processes_for_the_pool_are_refused():
+    from fastnca import NeuralCA, create_target_circle
+
+    config = TrainConfig(pool_size=3, batch_size=2, replacement=False)
+    with pytest.raises(ValueError, match="3 states shared out among 2 processes leaves 1"):
+        PoolTrainer(NeuralCA(), create_target_circle(8), config, Processes(0, 2))
