@@ -19,6 +19,7 @@ FLOORS = [
     ["fastnca.images", "fastnca.support"],
     ["fastnca.module"],
     ["fastnca.pictures", "fastnca.training"],
+    ["fastnca.report"],
     ["fastnca.commands", "fastnca"],
     ["fastnca.__main__"],
 ]

@@ -52,8 +52,11 @@ def test_train_leaves_model_metrics_and_pictures(run):
         "latest",
         "loss.png",
         "metrics.csv",
+        "metrics.jsonl",
         "model.safetensors",
+        "pool.png",
         "regeneration.png",
+        "run.toml",
     ]
     assert (run / "latest").read_text() == "ckpt-00000003\n"
     assert sorted(os.listdir(run / "ckpt-00000003")) == [

@@ -29,7 +29,7 @@ def test_its_python_runs(block, tmp_path, monkeypatch):
 
 def commands():
     """Every fastnca command line that the README shows."""
-    shown = re.findall(r"fastnca (?:train|grow|regenerate|life|info)[^`&\n]*", README)
+    shown = re.findall(r"fastnca (?:train|grow|regenerate|report|life|info)[^`&\n]*", README)
     return sorted(set(shown))
 
 

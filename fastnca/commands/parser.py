@@ -13,13 +13,15 @@ from typing import Any
 
 from fastnca import __version__
 from fastnca.backends import BACKENDS, BackendError
+from fastnca.commands.config_file import expand_config
 from fastnca.storage import FileFormatError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; `argv` is the process's arguments if None. Returns the exit code."""
-    arguments = _build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
+        arguments = _parse(words)
         return int(arguments.run(arguments))
     except (BackendError, FileFormatError, OSError, TypeError, ValueError) as error:
         print(f"fastnca: {error}", file=sys.stderr)
@@ -29,6 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 4
     except KeyboardInterrupt:
         return 130
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    """Parse the command line, with the options of the file that --config names."""
+    parser = _build_parser()
+    if words[:1] == ["train"]:
+        options = argparse.ArgumentParser(add_help=False)
+        _add_train(options)
+        words = ["train", *expand_config(options, words[1:])]
+    return parser.parse_args(words)
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -42,6 +54,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="train a model and draw what it learned"))
     _add_grow(commands.add_parser("grow", help="draw a saved model growing from its seed"))
     _add_regenerate(commands.add_parser("regenerate", help="draw its recovery from damage"))
+    _add_report(commands.add_parser("report", help="measure and show a run as one HTML page"))
     _add_life(commands.add_parser("life", help="draw Conway's Game of Life"))
     about = commands.add_parser("info", help="print versions, devices and backends")
     about.set_defaults(run=info)
@@ -58,6 +71,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", default="circle", help=f"{names}, or a picture file")
     parser.add_argument("--size", type=_positive, default=64, help="cells per side (64)")
     parser.add_argument("--padding", type=_count, help="empty cells around a picture (size / 8)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="options as TOML")
     parser.add_argument("--out", type=Path, help="directory of the run (runs/TARGET)")
     parser.add_argument("--force", action="store_true", help="overwrite a run in --out")
     parser.add_argument(
@@ -70,6 +84,19 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels", type=_positive, default=16, help="state channels (16)")
     parser.add_argument("--hidden", type=_positive, default=128, help="hidden width (128)")
     parser.add_argument("--device", type=_device, default=_device("auto"), help="cpu, cuda, ...")
+    parser.add_argument(
+        "--mosaic-interval",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="iterations between two pictures of the pool (none)",
+    )
+    parser.add_argument(
+        "--tensorboard",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="write for TensorBoard, too",
+    )
     parser.add_argument(
         "--timeout",
         type=_length,
@@ -120,6 +147,24 @@ def _add_regenerate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--box", type=int, nargs=4, metavar=box, help="of the rectangle, in cells")
     parser.add_argument("--center", type=float, nargs=2, metavar=("Y", "X"), help="of the disc")
     parser.add_argument("--radius", type=_length, help="of the disc, in cells (size / 5)")
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    from fastnca.commands.report import report
+
+    parser.set_defaults(run=report)
+    parser.add_argument("run_directory", type=Path, metavar="RUN", help="directory of a run")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (RUN/report.html)")
+    parser.add_argument(
+        "--steps",
+        type=_positive,
+        nargs="+",
+        default=[100, 1_000, 10_000],
+        metavar="N",
+        help="steps after which stability is measured (100 1000 10000)",
+    )
+    parser.add_argument("--runs", type=_positive, default=4, help="rollouts measured (4)")
+    _add_backend(parser)
 
 
 def _add_life(parser: argparse.ArgumentParser) -> None:

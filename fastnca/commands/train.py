@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastnca import __version__
 from fastnca.backends import BackendError
+from fastnca.commands.config_file import write_config
 from fastnca.commands.output import save_figure
 from fastnca.commands.show import GROW_STEPS, MASK_SEED, REGROW_STEPS, growth_gif
-from fastnca.images import load_target
+from fastnca.commands.target import make_target
+from fastnca.commands.watch import Watch, draw_pool
 from fastnca.module import NeuralCA
 from fastnca.pictures import plot_loss, visualize_growth, visualize_regeneration
 from fastnca.storage.atomic import write_atomically
 from fastnca.storage.checkpoints import list_checkpoints
 from fastnca.support import choose_backend
-from fastnca.targets import TARGETS, create_target
 from fastnca.training import (
     BestWeights,
     DivergedError,
@@ -54,7 +54,7 @@ def train(arguments: Namespace) -> int:
 
 def _train(arguments: Namespace, processes: Processes) -> int:
     config = _config(arguments)
-    target = _target(arguments)
+    target = make_target(arguments.target, arguments.size, arguments.padding, arguments.device)
     out: Path = arguments.out or Path("runs") / Path(arguments.target).stem
     model = _model(arguments, config)
     if processes.first:
@@ -69,6 +69,7 @@ def _train(arguments: Namespace, processes: Processes) -> int:
         else:
             run.clear()
         if processes.first:
+            write_atomically(out / "run.toml", _options(trainer, arguments).encode())
             _announce(trainer, arguments, out, resumed)
         return _fit(trainer, run, arguments, out)
 
@@ -76,10 +77,11 @@ def _train(arguments: Namespace, processes: Processes) -> int:
 def _fit(trainer: PoolTrainer, run: RunDirectory, arguments: Namespace, out: Path) -> int:
     """Train, then save and draw in the first process."""
     best = BestWeights(trainer)
+    watch = Watch(trainer, out, best, arguments.mosaic_interval, arguments.tensorboard)
     first = trainer.processes.first
     start = time.perf_counter()
     try:
-        trainer.fit(metrics=out / "metrics.csv", on_step=best, run=run)
+        trainer.fit(metrics=out / "metrics.csv", on_step=watch, run=run)
     except DivergedError as error:
         if first:
             _save(trainer, best, arguments, out)
@@ -113,6 +115,8 @@ def _fit(trainer: PoolTrainer, run: RunDirectory, arguments: Namespace, out: Pat
     except MemoryLimitError as error:
         print(f"fastnca: {error}\nThe last checkpoint is {_last(out)}", file=sys.stderr)
         return OUT_OF_MEMORY
+    finally:
+        watch.close()
     if not first:
         return 0
     seconds = time.perf_counter() - start
@@ -123,7 +127,8 @@ def _fit(trainer: PoolTrainer, run: RunDirectory, arguments: Namespace, out: Pat
         f"(mean of the last 20), {trainer.skipped} skipped\n"
         f"the model grew best after iteration {best.iteration}: loss {best.loss:.4f} from the "
         f"seed\n"
-        f"model and pictures are in {out}: growth.png, growth.gif, regeneration.png, loss.png"
+        f"model and pictures are in {out}: growth.png, growth.gif, regeneration.png, loss.png, "
+        "pool.png"
     )
     return 0
 
@@ -135,16 +140,12 @@ def _config(arguments: Namespace) -> TrainConfig:
     return TrainConfig.preset(arguments.preset, **changes)
 
 
-def _target(arguments: Namespace) -> Tensor:
-    """Draw or read the target, on the training device."""
-    if arguments.target in TARGETS:
-        return create_target(arguments.target, arguments.size, device=arguments.device)
-    path = Path(arguments.target)
-    if not path.exists():
-        raise ValueError(
-            f"--target must be a picture file or one of {', '.join(TARGETS)}, got {path}"
-        )
-    return load_target(path, arguments.size, arguments.padding, device=arguments.device)
+def _options(trainer: PoolTrainer, arguments: Namespace) -> str:
+    """Return every option of the run, those that its preset chose included, as TOML."""
+    values = {**vars(arguments), **trainer.config.to_dict()}
+    if trainer.processes.size > 1:
+        values["device"] = torch.device(arguments.device).type  # each process has its own
+    return write_config(values)
 
 
 def _check_free(out: Path, arguments: Namespace) -> None:
@@ -228,4 +229,5 @@ def _draw(trainer: PoolTrainer, out: Path) -> None:
     save_figure(figure, out / "growth.png")
     figure = visualize_regeneration(model, size, GROW_STEPS, REGROW_STEPS, mask_seed=MASK_SEED)
     save_figure(figure, out / "regeneration.png")
+    write_atomically(out / "pool.png", draw_pool(trainer))
     write_atomically(out / "growth.gif", growth_gif(model, size, GROW_STEPS, MASK_SEED))

@@ -3,6 +3,7 @@
 render.py      states and grids as RGB pixels
 figures.py     growth, regeneration, loss and Game of Life as matplotlib figures
 animation.py   GIF files
+mosaic.py      many states in one PNG
 """
 
 from fastnca.pictures.animation import encode_gif
@@ -13,10 +14,13 @@ from fastnca.pictures.figures import (
     visualize_growth,
     visualize_regeneration,
 )
+from fastnca.pictures.mosaic import choose_rows, encode_mosaic
 from fastnca.pictures.render import rollout_states, to_pixels
 
 __all__ = [
+    "choose_rows",
     "encode_gif",
+    "encode_mosaic",
     "plot_life",
     "plot_loss",
     "rollout_states",

@@ -1,0 +1,197 @@
+"""`fastnca report`: measure a run and show it as one HTML page."""
+
+import csv
+import io
+import tomllib
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnca import __version__
+from fastnca.commands.show import MASK_SEED
+from fastnca.commands.target import make_target
+from fastnca.module import NeuralCA
+from fastnca.pictures import choose_rows, encode_mosaic, plot_loss, rollout_states
+from fastnca.pictures.render import seed_of
+from fastnca.report import (
+    Picture,
+    Section,
+    Table,
+    measure_recovery,
+    measure_stability,
+    write_page,
+)
+from fastnca.report.measure import EXPLODED, GROW_STEPS
+from fastnca.storage.atomic import write_atomically
+from fastnca.storage.bundle import FileFormatError
+from fastnca.storage.checkpoints import newest_intact
+from fastnca.storage.tensors import read_rows
+from fastnca.training.checkpoint import shard_name
+from fastnca.training.processes import cut
+
+_GROWTH = (0, 10, 20, 30, 40, 60, 80, 100)
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def report(arguments: Namespace) -> int:
+    """Measure a run and write the page."""
+    run: Path = arguments.run_directory
+    options = _read_options(run)
+    model = NeuralCA.load(_model_path(run), backend=arguments.backend)
+    rate = float(options["update_rate"])
+    target = make_target(
+        str(options["target"]), int(options["size"]), options.get("padding"), "cpu"
+    ).to(next(model.parameters()).dtype)
+    seed_state = seed_of(model, target.shape[-1])
+    print(f"measuring {max(arguments.steps)} steps of {arguments.runs} rollouts ...", flush=True)
+    measured = {"runs": arguments.runs, "update_rate": rate}
+    stability = measure_stability(model, seed_state, target, arguments.steps, **measured)
+    recovery = measure_recovery(model, seed_state, target, **measured)
+    sections = [
+        *_loss_section(run),
+        _growth_section(model, seed_state, target),
+        Section(
+            "Regeneration",
+            f"States grown for {GROW_STEPS} steps, damaged, and at three moments of the next "
+            f"{recovery[0].steps} steps. The losses are medians of {arguments.runs} rollouts.",
+            [
+                Table(
+                    ("damage", "loss before", "right after", f"{recovery[0].steps} steps later"),
+                    [
+                        (each.name, *map(_number, (each.before, each.after, each.recovered)))
+                        for each in recovery
+                    ],
+                ),
+                *(Picture(_strip(each.states), each.name) for each in recovery),
+            ],
+        ),
+        *_pool_section(run),
+        Section(
+            "Stability",
+            f"{arguments.runs} rollouts from the seed with random updates. A rollout is dead when "
+            f"no cell lives, exploded when a value is not finite or beyond {EXPLODED:g}.",
+            [
+                Table(
+                    ("steps", "median loss", "living cells / target's", "dead", "exploded"),
+                    [
+                        (
+                            f"{each.steps:,}",
+                            _number(each.loss),
+                            f"{each.alive:.2f}",
+                            f"{each.dead:.0%}",
+                            f"{each.exploded:.0%}",
+                        )
+                        for each in stability
+                    ],
+                )
+            ],
+        ),
+    ]
+    out: Path = arguments.out or run / "report.html"
+    page = write_page(f"fastnca: {run.resolve().name}", list(_facts(model, options)), sections)
+    write_atomically(out, page.encode())
+    print(out)
+    return 0
+
+
+def _read_options(run: Path) -> dict[str, Any]:
+    """Read the options that `fastnca train` saved.
+
+    Raises:
+        FileFormatError: the file is damaged or incomplete.
+        FileNotFoundError: it is missing.
+    """
+    path = run / "run.toml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run}: no run of fastnca train here (run.toml is missing)")
+    try:
+        options = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FileFormatError(path, f"not a TOML file ({error})") from error
+    if missing := [name for name in ("target", "size", "update_rate") if name not in options]:
+        raise FileFormatError(path, f"options are missing: {', '.join(missing)}")
+    return options
+
+
+def _model_path(run: Path) -> Path:
+    """Return where the model is: in the run, or in its newest checkpoint if it goes on."""
+    return run if (run / "config.json").is_file() else newest_intact(run)[0]
+
+
+def _facts(model: NeuralCA, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what stands at the top of the page."""
+    yield "target", f"{options['target']}, {options['size']}x{options['size']} cells"
+    yield "model", f"{model.num_channels} channels, {model.hidden_dim} hidden units"
+    if "iterations" in model.metadata:
+        yield "weights", f"those that grew best, after iteration {model.metadata['iterations']}"
+    for name in ("preset", "pool_size", "batch_size", "learning_rate", "seed"):
+        if name in options:
+            yield name.replace("_", " "), str(options[name])
+    yield "written by", f"fastnca {__version__}, torch {torch.__version__}"
+
+
+def _loss_section(run: Path) -> Iterator[Section]:
+    path = run / "metrics.csv"
+    if not path.is_file():
+        return
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["loss"]) for row in rows if row.get("loss")]
+    if not losses:
+        return
+    skipped = sum(row.get("skipped") == "1" for row in rows)
+    drawing = io.BytesIO()
+    plot_loss(losses, title="").savefig(drawing, format="png", dpi=110)
+    text = f"{len(losses):,} iterations, {skipped} of them skipped for numbers that are not finite."
+    yield Section("Loss", text, [Picture(drawing.getvalue(), "loss of every iteration", True)])
+
+
+def _growth_section(model: NeuralCA, seed_state: Tensor, target: Tensor) -> Section:
+    states = list(rollout_states(model, seed_state, _GROWTH[-1], mask_seed=MASK_SEED))
+    shown = torch.cat([states[step] for step in _GROWTH])
+    steps = ", ".join(map(str, _GROWTH))
+    return Section(
+        "Growth",
+        "",
+        [
+            Picture(_strip(shown), f"from the seed, after {steps} steps"),
+            Picture(_strip(target), "the target"),
+        ],
+    )
+
+
+def _pool_section(run: Path) -> Iterator[Section]:
+    """Show states of the pool in the newest intact checkpoint, if there is one."""
+    try:
+        path, header, _ = newest_intact(run)
+    except (FileNotFoundError, FileFormatError):
+        return
+    config, processes = header["config"], int(header["processes"])
+    if not config["use_pool"]:
+        return
+    dtype = torch.float16 if config["half_pool"] else _DTYPES[header["dtype"]]
+    total, size = int(config["pool_size"]), int(header["size"])
+    rows = choose_rows(total)
+    states = torch.empty(len(rows), int(header["num_channels"]), size, size, dtype=dtype)
+    for rank in range(processes):
+        first, last = cut(total, rank, processes)
+        for number, row in enumerate(rows.tolist()):
+            if first <= row < last:
+                file = path / shard_name(rank, processes)
+                read_rows(file, "pool", row - first, states[number : number + 1])
+    text = f"{len(rows)} of {total:,} states after {header['iteration']:,} iterations."
+    picture = Picture(encode_mosaic(states.float()), "states of the pool")
+    yield Section("Pool", text, [picture])
+
+
+def _strip(states: Tensor) -> bytes:
+    """Show states in one row."""
+    return encode_mosaic(states, columns=len(states))
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"

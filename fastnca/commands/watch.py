@@ -1,0 +1,75 @@
+"""What one can look at while a run trains: pictures of its pool, TensorBoard."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastnca.pictures.mosaic import choose_rows, encode_mosaic
+from fastnca.storage.atomic import write_atomically
+from fastnca.training import PoolTrainer, StepResult
+
+MOSAICS = "pools"
+"""Folder of a run that holds the pictures of its pool."""
+
+
+class Watch:
+    """Calls what wants to hear of every iteration; pass it to `PoolTrainer.fit` as `on_step`.
+
+    Args:
+        trainer: the run.
+        out: its directory.
+        best: called with every result.
+        mosaic_interval: iterations between two pictures of the pool; 0 for none.
+        tensorboard: whether to write for TensorBoard.
+
+    Raises:
+        ValueError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(
+        self,
+        trainer: PoolTrainer,
+        out: Path,
+        best: Callable[[StepResult], None],
+        mosaic_interval: int = 0,
+        tensorboard: bool = False,
+    ) -> None:
+        self._trainer = trainer
+        self._out = out
+        self._best = best
+        first = trainer.processes.first
+        self._interval = mosaic_interval if first else 0
+        self._board = _open_board(out) if tensorboard and first else None
+
+    def __call__(self, result: StepResult) -> None:
+        """Hear of one iteration."""
+        self._best(result)
+        if self._board is not None:
+            for name in ("loss", "gradient_norm", "learning_rate", "seconds"):
+                self._board.add_scalar(name, getattr(result, name), result.iteration)
+        if self._interval and result.iteration % self._interval == 0:
+            folder = self._out / MOSAICS
+            folder.mkdir(exist_ok=True)
+            write_atomically(folder / f"{result.iteration:08d}.png", draw_pool(self._trainer))
+
+    def close(self) -> None:
+        """Finish the files."""
+        if self._board is not None:
+            self._board.close()
+
+
+def draw_pool(trainer: PoolTrainer) -> bytes:
+    """Draw up to 64 evenly spaced states of the pool as PNG."""
+    rows = choose_rows(len(trainer.pool))
+    return encode_mosaic(trainer.pool.gather(rows))
+
+
+def _open_board(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(
+            "--tensorboard needs the package tensorboard, which is not installed: install it with "
+            "pip install tensorboard, or leave the flag out"
+        ) from error
+    return SummaryWriter(str(out / "tensorboard"))

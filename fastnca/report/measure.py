@@ -1,0 +1,170 @@
+"""How a trained model behaves beyond what it was trained on."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastnca.module import NeuralCA
+from fastnca.states import ALIVE_THRESHOLD, ALPHA, disc, get_visible_state, rectangle
+
+EXPLODED = 100.0
+"""A state with a larger value, or with one that is not a number, counts as exploded."""
+
+GROW_STEPS = 100
+"""Steps from the seed before damage."""
+
+_SEED = 0
+_TOGETHER = 100  # steps of one rollout
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Rollouts from the seed, after some steps.
+
+    Attributes:
+        steps: how many.
+        loss: median over the rollouts of the mean squared error of RGBA.
+        alive: mean number of living cells (alpha above the threshold), as a multiple of the
+            target's.
+        dead: share of rollouts without a living cell.
+        exploded: share of rollouts with a value that is not finite or above `EXPLODED`.
+    """
+
+    steps: int
+    loss: float
+    alive: float
+    dead: float
+    exploded: float
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Rollouts that were damaged after `GROW_STEPS` steps.
+
+    Attributes:
+        name: of the damage.
+        before: median loss before it.
+        after: median loss right after it.
+        recovered: median loss `steps` steps later.
+        steps: see there.
+        states: `[5, C, S, S]`, one rollout before, right after, and at three moments of recovery.
+    """
+
+    name: str
+    before: float
+    after: float
+    recovered: float
+    steps: int
+    states: Tensor
+
+
+def measure_stability(
+    model: NeuralCA,
+    seed_state: Tensor,
+    target: Tensor,
+    steps: Sequence[int],
+    *,
+    runs: int = 4,
+    update_rate: float = 0.5,
+) -> list[Stability]:
+    """Grow several times from the seed, with random updates, and look at given moments.
+
+    Args:
+        model: the model; its mode is left alone.
+        seed_state: `[1, C, S, S]`.
+        target: `[1, 4, S, S]`.
+        steps: the moments.
+        runs: rollouts, each with masks of its own.
+        update_rate: probability that a cell updates.
+
+    Returns:
+        One entry per moment, in order.
+    """
+    state = seed_state.repeat(runs, 1, 1, 1)
+    results, done = [], 0
+    for moment in sorted(set(steps)):
+        state = _advance(model, state, done, moment - done, update_rate)
+        results.append(_look(state, target, moment))
+        done = moment
+    return results
+
+
+def measure_recovery(
+    model: NeuralCA,
+    seed_state: Tensor,
+    target: Tensor,
+    *,
+    runs: int = 4,
+    update_rate: float = 0.5,
+    steps: int = 200,
+) -> list[Recovery]:
+    """Damage grown states in fixed ways and let them recover.
+
+    Args:
+        model: the model; its mode is left alone.
+        seed_state: `[1, C, S, S]`.
+        target: `[1, 4, S, S]`.
+        runs: rollouts per damage, each with masks of its own.
+        update_rate: probability that a cell updates.
+        steps: of the recovery, at least 3.
+
+    Returns:
+        One entry per damage.
+    """
+    grown = _advance(model, seed_state.repeat(runs, 1, 1, 1), 0, GROW_STEPS, update_rate)
+    results = []
+    for name, cells in _damages(seed_state.shape[-1]):
+        state = grown.masked_fill(cells.to(grown.device), 0.0)
+        losses = [_median_loss(grown, target), _median_loss(state, target)]
+        states = [grown[0], state[0]]
+        for part in range(3):
+            first, last = steps * part // 3, steps * (part + 1) // 3
+            state = _advance(model, state, GROW_STEPS + first, last - first, update_rate)
+            states.append(state[0])
+        recovered = _median_loss(state, target)
+        results.append(Recovery(name, losses[0], losses[1], recovered, steps, torch.stack(states)))
+    return results
+
+
+def _damages(size: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and cells, `[S, S]` bool, of every damage."""
+    low, high = size * 20 // 64, max(size * 44 // 64, size * 20 // 64 + 1)
+    yield "square in the middle", rectangle(size, size, (low, low, high, high))
+    yield "left half", rectangle(size, size, (0, 0, size, max(1, size // 2)))
+    yield "lower half", rectangle(size, size, (size // 2, 0, size, size))
+    center, radius = torch.tensor([[-0.3, 0.3]]), torch.tensor([0.35])
+    yield "disc at the upper right", disc(size, size, center, radius)[0]
+
+
+@torch.no_grad()
+def _advance(model: NeuralCA, state: Tensor, done: int, steps: int, rate: float) -> Tensor:
+    """Advance with the masks of training, whatever the model's mode."""
+    training = model.training
+    model.train()
+    try:
+        for first in range(0, steps, _TOGETHER):
+            count = min(_TOGETHER, steps - first)
+            state = model.run_steps(state, count, rate, seed=_SEED, first_step=done + first)
+    finally:
+        model.train(training)
+    return state
+
+
+def _look(state: Tensor, target: Tensor, steps: int) -> Stability:
+    alive = (state[:, ALPHA] > ALIVE_THRESHOLD).sum(dim=(1, 2))
+    wild = ~(state.abs().amax(dim=(1, 2, 3)) <= EXPLODED)
+    covered = int((target[:, ALPHA] > ALIVE_THRESHOLD).sum())
+    return Stability(
+        steps,
+        _median_loss(state, target),
+        float(alive.float().mean()) / max(1, covered),
+        float((alive == 0).float().mean()),
+        float(wild.float().mean()),
+    )
+
+
+def _median_loss(state: Tensor, target: Tensor) -> float:
+    difference = get_visible_state(state) - target
+    return float(difference.square().mean(dim=(1, 2, 3)).median())
