@@ -55,9 +55,10 @@ def _actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 
 def _read(parser: argparse.ArgumentParser, path: Path) -> list[str]:
     """Turn a file into words of the command line."""
+    content = read_limited(path, _MAX_BYTES)
     try:
-        options = tomllib.loads(read_limited(path, _MAX_BYTES).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        options = tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # also of a number with thousands of digits
         raise FileFormatError(path, f"not a TOML file ({error})") from error
     known = {name: a for name, a in _actions(parser).items() if name not in ("config", "help")}
     if unknown := sorted(options.keys() - known.keys()):

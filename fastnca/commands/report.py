@@ -34,6 +34,7 @@ from fastnca.training.checkpoint import shard_name
 from fastnca.training.processes import cut
 
 _GROWTH = (0, 10, 20, 30, 40, 60, 80, 100)
+_WIDTH = 120  # pixels of a state in a row
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -189,8 +190,9 @@ def _pool_section(run: Path) -> Iterator[Section]:
 
 
 def _strip(states: Tensor) -> bytes:
-    """Show states in one row."""
-    return encode_mosaic(states, columns=len(states))
+    """Show states in one row, each about as wide as the next one on the page."""
+    scale = max(1, _WIDTH // states.shape[-1])
+    return encode_mosaic(states, columns=len(states), scale=scale)
 
 
 def _number(value: float) -> str:

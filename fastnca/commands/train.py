@@ -57,8 +57,9 @@ def _train(arguments: Namespace, processes: Processes) -> int:
     target = make_target(arguments.target, arguments.size, arguments.padding, arguments.device)
     out: Path = arguments.out or Path("runs") / Path(arguments.target).stem
     model = _model(arguments, config)
-    if processes.first:
-        _check_free(out, arguments)
+    with processes.together():
+        if processes.first:
+            _check_free(out, arguments)
     run = RunDirectory(out, processes)
     with run.hold():
         trainer = PoolTrainer(model, target, config, processes)

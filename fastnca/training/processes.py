@@ -1,6 +1,8 @@
 """The processes that train one model together, as `torchrun` starts them."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Self
 
@@ -42,7 +44,10 @@ class Processes:
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        backend = "gloo"
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            backend = "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         return cls(dist.get_rank(), size)
 
@@ -64,6 +69,25 @@ class Processes:
         results = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(results, tensor)
         return results
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Run the block in every process; if it fails in one, it fails in all.
+
+        Raises:
+            OSError, ValueError: what the block raised here, or that it failed elsewhere.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except (OSError, ValueError) as caught:
+            error = caught
+        failed = torch.tensor([int(error is not None)])
+        ranks = [rank for rank, each in enumerate(self.gather(failed)) if int(each)]
+        if error is not None:
+            raise error
+        if ranks:
+            raise OSError(f"process {ranks[0]} failed; its own message says why")
 
     def share(self, total: int) -> tuple[int, int]:
         """Return this process's part `[first, last)` of `total` things."""

@@ -80,7 +80,7 @@ class RunDirectory:
     def __init__(self, path: Path, processes: "Processes") -> None:
         self.path = path
         self._processes = processes
-        with self._together():
+        with self._processes.together():
             if processes.first:
                 path.mkdir(parents=True, exist_ok=True)
 
@@ -93,7 +93,7 @@ class RunDirectory:
             OSError: it cannot be written to.
         """
         with contextlib.ExitStack() as stack:
-            with self._together():
+            with self._processes.together():
                 if self._processes.first:
                     stack.enter_context(lock_directory(self.path))
                     clear_staging(self.path)
@@ -122,12 +122,12 @@ class RunDirectory:
         if self._agree(lambda: self._is_there(trainer, target)):
             return target
         try:
-            with self._together():
+            with self._processes.together():
                 if self._processes.first:
                     shutil.rmtree(staging, ignore_errors=True)
                     staging.mkdir()
             files = self._write_shards(trainer, staging)
-            with self._together():
+            with self._processes.together():
                 if self._processes.first:
                     self._finish(trainer, staging, target, files)
         except (OSError, ValueError) as error:
@@ -187,7 +187,7 @@ class RunDirectory:
         """Write this process's part; return name, size and digest of all processes' parts."""
         name = shard_name(self._processes.rank, self._processes.size)
         report = torch.zeros(_DIGEST + 8, dtype=torch.uint8)
-        with self._together():
+        with self._processes.together():
             entry = write_file(staging / name, encode_tensors(shard_tensors(trainer)))
             content = bytes.fromhex(entry.sha256) + entry.size.to_bytes(8, "little")
             report = torch.tensor(list(content), dtype=torch.uint8)
@@ -228,25 +228,10 @@ class RunDirectory:
             return f"{describe(shutil.disk_usage(self.path).free)} free on that disk"
         return "the free space is unknown"
 
-    @contextlib.contextmanager
-    def _together(self) -> Iterator[None]:
-        """Run the block in every process; if it fails in one, it fails in all."""
-        error: Exception | None = None
-        try:
-            yield
-        except (OSError, ValueError) as caught:
-            error = caught
-        failed = torch.tensor([int(error is not None)])
-        ranks = [rank for rank, each in enumerate(self._processes.gather(failed)) if int(each)]
-        if error is not None:
-            raise error
-        if ranks:
-            raise OSError(f"process {ranks[0]} failed; its own message says why")
-
     def _agree(self, answer: Callable[[], int]) -> int:
         """Return in every process what `answer` returns in the first one."""
         value = torch.zeros(1, dtype=torch.int64)
-        with self._together():
+        with self._processes.together():
             if self._processes.first:
                 value[0] = answer()
         return int(self._processes.gather(value)[0])
