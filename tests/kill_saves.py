@@ -17,13 +17,14 @@ from pathlib import Path
 
 import torch
 
-from tests.runs import advance, make_trainer, run_directory
+from fastnca.training import RunDirectory
+from tests.runs import advance, make_trainer
 
 
 def save_for_ever(directory: Path, slots: int, report: int) -> None:
     """Continue the run, and report the number of every checkpoint that is complete."""
     each = make_trainer(pool_size=slots, size=16, keep=2)
-    run = run_directory(directory)
+    run = RunDirectory(directory)
     with run.hold():
         if run.has_checkpoints():
             run.resume(each)
@@ -67,7 +68,7 @@ def main() -> None:
         counts["during_save"] += bool(list(directory.glob(".ckpt-*.tmp")))
         start = time.perf_counter()
         each = make_trainer(pool_size=slots, size=16)
-        run = run_directory(directory)
+        run = RunDirectory(directory)
         try:
             with run.hold():
                 counts["unreadable"] += bool(run.resume(each).notes)

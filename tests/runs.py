@@ -1,11 +1,9 @@
 """Shared by the tests of runs: small trainers, and their comparison bit for bit."""
 
-from pathlib import Path
-
 import torch
 
 from fastnca import NeuralCA, create_target_circle
-from fastnca.training import PoolTrainer, Processes, RunDirectory, TrainConfig
+from fastnca.training import PoolTrainer, TrainConfig
 
 SMALL = {"pool_size": 6, "batch_size": 3, "min_steps": 3, "max_steps": 6, "seed": 1}
 
@@ -14,10 +12,6 @@ def make_trainer(preset="tutorial", size=8, hidden=6, **options):
     torch.manual_seed(0)
     config = TrainConfig.preset(preset, **{**SMALL, **options})
     return PoolTrainer(NeuralCA(8, hidden, backend="torch"), create_target_circle(size), config)
-
-
-def run_directory(path: Path) -> RunDirectory:
-    return RunDirectory(path, Processes())
 
 
 def advance(each: PoolTrainer, iterations: int) -> None:

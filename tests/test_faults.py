@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from fastnca.storage import atomic
-from fastnca.training import CheckpointError, DivergedError
-from tests.runs import advance, assert_same, make_trainer, run_directory, tensors
+from fastnca.training import CheckpointError, DivergedError, RunDirectory
+from tests.runs import advance, assert_same, make_trainer, tensors
 
 
 def load(path, **options):
@@ -82,7 +82,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(saved, monkeypatch, part):
     with monkeypatch.context() as patch:
         patch.setattr(atomic.os, "write", Disk(room).write)
         with pytest.raises(CheckpointError, match=r"ckpt-00000005: not written .*No space left"):
-            run_directory(path).save(each)
+            RunDirectory(path).save(each)
     assert load(path).iteration == 2
     assert not list(path.glob(".ckpt*"))
     for name, value in tensors(each).items():
@@ -100,7 +100,7 @@ def test_a_limit_of_the_system_is_a_full_disk(saved, part):
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest * part // 20, before[1]))
     try:
         with pytest.raises(CheckpointError, match="File too large"):
-            run_directory(path).save(each)
+            RunDirectory(path).save(each)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert load(path).iteration == 2
@@ -115,7 +115,7 @@ def test_a_failure_at_any_call_leaves_this_checkpoint_or_the_one_before(saved, m
         with monkeypatch.context() as patch:
             count = break_call(patch, number)
             with contextlib.suppress(CheckpointError):
-                run_directory(path).save(each)
+                RunDirectory(path).save(each)
             finished = count[0] < number
         other = load(path)
         if other.iteration == 5:
@@ -178,7 +178,7 @@ def damage(two, memory_path, kind, change):
     file = copy / "ckpt-00000002" / kind
     file.write_bytes(change(bytearray(file.read_bytes())))
     each = make_trainer()
-    notes = run_directory(copy).resume(each).notes
+    notes = RunDirectory(copy).resume(each).notes
     shutil.rmtree(copy)
     assert_same(each, trainers[each.iteration - 1])
     if each.iteration == 1:

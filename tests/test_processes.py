@@ -11,10 +11,10 @@ import time
 import pytest
 import torch
 
-from fastnca.training import PoolTrainer, Processes, TrainConfig
+from fastnca.training import PoolTrainer, Processes, RunDirectory, TrainConfig
 from fastnca.training.processes import cut, local_device, open_address
 from tests.process_worker import digest, make
-from tests.runs import advance, run_directory
+from tests.runs import advance
 
 QUICK = [
     *("--size", "12", "--hidden", "6", "--pool-size", "6", "--batch-size", "2"),
@@ -113,7 +113,7 @@ def test_a_request_to_one_process_stops_all_after_the_same_iteration(group):
 def test_resume_with_fewer_processes_shares_the_pool_out_anew(group):
     said, path = group
     each = make(Processes())
-    resumed = run_directory(path / "run").resume(each)
+    resumed = RunDirectory(path / "run").resume(each)
     assert each.iteration == 4
     assert "no longer bit for bit" in resumed.notes[0]
     assert f"by {len(said)} processes and goes on with 1" in resumed.notes[0]
@@ -152,7 +152,7 @@ def test_a_killed_process_ends_the_others_and_loses_no_checkpoint(memory_path, v
     assert processes[1 - victim].returncode != 0
     assert complained
     each = make(Processes())
-    run_directory(memory_path).resume(each)
+    RunDirectory(memory_path).resume(each)
     assert each.iteration >= saved
 
 

@@ -11,9 +11,9 @@ import torch
 from fastnca import FileFormatError, NeuralCA
 from fastnca.storage import atomic, checkpoints
 from fastnca.storage.lock import DirectoryInUseError, lock_directory
-from fastnca.training import CheckpointError, StopNow
+from fastnca.training import CheckpointError, RunDirectory, StopNow
 from fastnca.training import run as run_module
-from tests.runs import advance, assert_same, make_trainer, run_directory
+from tests.runs import advance, assert_same, make_trainer
 
 RECIPES = {
     "tutorial": {},
@@ -46,7 +46,7 @@ def test_forty_iterations_are_twenty_and_twenty_more(memory_path, name):
 
 def test_resume_after_every_iteration_and_saving_disturbs_nothing(memory_path):
     straight, saved = make_trainer(), make_trainer(keep=99)
-    run = run_directory(memory_path)
+    run = RunDirectory(memory_path)
     for number in range(6):
         advance(straight, 1)
         advance(saved, 1)
@@ -61,7 +61,7 @@ def test_resume_after_every_iteration_and_saving_disturbs_nothing(memory_path):
 
 def test_fit_saves_at_intervals_and_at_the_end(memory_path):
     each = make_trainer(iterations=7, save_interval=3, keep=5)
-    run, seen = run_directory(memory_path), []
+    run, seen = RunDirectory(memory_path), []
     each.fit(progress=False, run=run, on_step=lambda _: seen.append(names(memory_path)))
     assert [len(found) for found in seen] == [0, 0, 0, 1, 1, 1, 2]
     assert names(memory_path) == ["ckpt-00000003", "ckpt-00000006", "ckpt-00000007"]
@@ -75,7 +75,7 @@ def names(path):
 
 def test_the_newest_and_the_best_are_kept(memory_path):
     each = make_trainer(keep=2)
-    run = run_directory(memory_path)
+    run = RunDirectory(memory_path)
     for losses in ([5.0] * 20, [0.1] * 20, [3.0] * 20, [4.0] * 20, [2.0] * 20):
         each.losses += losses
         each.iteration += 20
@@ -109,7 +109,7 @@ def test_a_damaged_checkpoint_is_skipped_named_and_set_aside(memory_path):
         path = memory_path / f"ckpt-{number:08d}" / file
         path.write_bytes(path.read_bytes()[:-9])
     each = make_trainer()
-    resumed = run_directory(memory_path).resume(each)
+    resumed = RunDirectory(memory_path).resume(each)
     assert (each.iteration, resumed.path.name) == (1, "ckpt-00000001")
     assert len(resumed.notes) == 2
     assert "ckpt-00000003/pool-00000-of-00001.safetensors: must have" in resumed.notes[0]
@@ -182,7 +182,7 @@ def test_crafted_checkpoints_are_refused(memory_path, name):
     change, words = CRAFTED[name]
     change(memory_path / "ckpt-00000002")
     each = make_trainer()
-    notes = run_directory(memory_path).resume(each).notes
+    notes = RunDirectory(memory_path).resume(each).notes
     assert each.iteration == 1
     assert words in notes[0]
 
@@ -227,7 +227,7 @@ def test_what_is_saved_is_not_saved_again(memory_path):
 def test_one_trainer_at_a_time(memory_path):
     each = make_trainer()
     words = f"process {os.getpid()} trains in this"
-    with run_directory(memory_path).hold(), pytest.raises(DirectoryInUseError, match=words):
+    with RunDirectory(memory_path).hold(), pytest.raises(DirectoryInUseError, match=words):
         each.save(memory_path)
     each.save(memory_path)
     (memory_path / ".lock").write_text("12345\n")  # of a process that was killed
@@ -260,7 +260,7 @@ def test_every_file_is_on_the_disk_before_it_counts(memory_path, monkeypatch):
 
         monkeypatch.setattr(os, name, spy)
     each = make_trainer()
-    run_directory(memory_path).save(each)
+    RunDirectory(memory_path).save(each)
     order = [call for call in calls if call[0] != "open"]
     rename = order.index(("rename", ".ckpt-00000000.tmp"))
     for file in ("pool-00000-of-00001.safetensors", "train.safetensors"):
@@ -311,7 +311,7 @@ def test_a_run_goes_on_when_it_cannot_save_and_stops_after_three_times(
     memory_path, monkeypatch, capsys
 ):
     each = make_trainer(iterations=40, save_interval=5)
-    run = run_directory(memory_path)
+    run = RunDirectory(memory_path)
     broken = [False]
 
     def write_file(path, chunks):
@@ -361,7 +361,7 @@ def test_a_signal_at_any_moment_saves_once(
     else:
         monkeypatch.setattr(atomic.os, "write", interrupt(os.write))
     with pytest.raises(error) as caught:
-        each.fit(progress=False, run=run_directory(memory_path))
+        each.fit(progress=False, run=RunDirectory(memory_path))
     if code is not None:
         assert caught.value.code == code
     assert each.iteration < 30
@@ -382,6 +382,6 @@ def test_asked_twice_it_leaves_at_once(memory_path, monkeypatch):
 
     monkeypatch.setattr(atomic.os, "write", write)
     with pytest.raises(StopNow):
-        each.fit(progress=False, run=run_directory(memory_path))
+        each.fit(progress=False, run=RunDirectory(memory_path))
     assert each.iteration == 8
     assert load(memory_path).iteration == 4

@@ -27,9 +27,9 @@ from fastnca.report import (
     write_page,
 )
 from fastnca.storage.checkpoints import list_checkpoints
-from fastnca.training import MemoryLimitError
+from fastnca.training import MemoryLimitError, RunDirectory
 from tests.helpers import excite
-from tests.runs import assert_same, make_trainer, run_directory
+from tests.runs import assert_same, make_trainer
 
 QUICK = [
     *("--size", "12", "--hidden", "6", "--iterations", "4"),
@@ -136,7 +136,7 @@ def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):
 def test_a_killed_run_logs_no_iteration_twice(tmp_path):
     straight, killed = make_trainer(iterations=9), make_trainer(iterations=6)
     straight.fit(metrics=tmp_path / "straight.csv", progress=False)
-    run = run_directory(tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
 
     def save(result):
         if result.iteration == 4:

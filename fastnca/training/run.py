@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,9 +38,9 @@ from fastnca.training.checkpoint import (
     train_tensors,
 )
 from fastnca.training.memory import describe
+from fastnca.training.processes import Processes
 
 if TYPE_CHECKING:
-    from fastnca.training.processes import Processes
     from fastnca.training.trainer import PoolTrainer
 
 BEST = "best"
@@ -71,18 +72,22 @@ class RunDirectory:
 
     Args:
         path: the directory; made if missing.
-        processes: those that train together, all of which make this object.
+        processes: those that train together, all of which make this object; this one alone if
+            None.
+
+    Attributes:
+        path: the directory.
 
     Raises:
         OSError: the directory cannot be made.
     """
 
-    def __init__(self, path: Path, processes: "Processes") -> None:
-        self.path = path
-        self._processes = processes
+    def __init__(self, path: str | PathLike[str], processes: Processes | None = None) -> None:
+        self.path = Path(path)
+        self._processes = processes or Processes()
         with self._processes.together():
-            if processes.first:
-                path.mkdir(parents=True, exist_ok=True)
+            if self._processes.first:
+                self.path.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
