@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastnca import NeuralCA, create_seed, create_target_circle
+from fastnca.storage.checkpoints import list_checkpoints
 from fastnca.training import PoolTrainer, TrainConfig
 
 CACHE = Path(__file__).parent / ".cache" / "circle-32"
@@ -43,7 +44,7 @@ def load_grown() -> Grown:
     torch.manual_seed(0)
     config = TrainConfig(iterations=ITERATIONS, seed=0)
     trainer = PoolTrainer(NeuralCA(backend="torch"), create_target_circle(SIZE), config)
-    if (CACHE / "trainer.json").exists():
+    if list_checkpoints(CACHE):
         trainer.resume(CACHE)
     else:
         trainer.fit()

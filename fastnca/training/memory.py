@@ -97,7 +97,9 @@ def _rollout(model: NeuralCA, seed_state: Tensor, config: TrainConfig) -> int:
     steps, every = config.max_steps - 1, config.checkpoint_every
     kept = steps if every == 1 else every
     starts = 2 if every == 1 else math.ceil(steps / every) + 3
-    backend = choose_backend(model, model.backend, model.precision, seed_state)
+    backend = "reference"  # of a plain class that has the reference's interface
+    if isinstance(model, NeuralCA):
+        backend = choose_backend(model, model.backend, model.precision, seed_state)
     size = seed_state.itemsize
     if backend == "triton":
         row = max(16, 1 << (channels - 1).bit_length()) * _FLOAT
@@ -107,7 +109,8 @@ def _rollout(model: NeuralCA, seed_state: Tensor, config: TrainConfig) -> int:
         step = math.ceil(config.update_rate * (channels * size + 8)) + 1
         return batch * cells * (step * kept + channels * size * starts)
     # autograd keeps the perception, the hidden layer before and after ReLU, the state, the masks
-    step = (3 * channels + 2 * model.hidden_dim + 4 * channels) * size
+    hidden = next(model.update_net.parameters()).shape[0]
+    step = (3 * channels + 2 * hidden + 4 * channels) * size
     return batch * cells * (step * kept + channels * size * starts)
 
 
