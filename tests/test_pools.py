@@ -257,7 +257,11 @@ def test_the_estimate_covers_what_a_rollout_keeps(backend, monkeypatch):
     monkeypatch.setattr(memory, "choose_backend", lambda *_: backend)
     plain = estimate(batch_size=8)
     assert estimate(batch_size=8, micro_batches=4).rollout == plain.rollout // 4
-    assert estimate(batch_size=8, checkpoint_every=10).rollout < plain.rollout / 3
+    fewer = estimate(batch_size=8, checkpoint_every=10).rollout
+    if backend == "triton":
+        assert fewer < plain.rollout / 3
+    else:  # these keep no states that could be left out
+        assert fewer == plain.rollout
     kept = [0]
 
     def count(tensor):

@@ -42,8 +42,8 @@ class TrainConfig:
         pool_memory: where the pool lies: "device"; "host", pinned memory that is read ahead of
             the device; "auto", the device if it has room.
         micro_batches: parts of a batch that are rolled out one after the other.
-        checkpoint_every: every how manieth state of a rollout is kept for the backward pass; the
-            others are computed again.
+        checkpoint_every: every how manieth state of a rollout the triton backend keeps for the
+            backward pass; the others are computed again.
         save_interval: iterations between two checkpoints of a run that has a directory; 0 saves
             at the end only.
         keep: newest checkpoints that stay, beside the one with the lowest loss.

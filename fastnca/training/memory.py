@@ -94,24 +94,25 @@ def _rollout(model: NeuralCA, seed_state: Tensor, config: TrainConfig) -> int:
     """Return an upper bound of the bytes that the longest rollout of a micro-batch keeps."""
     channels, cells = seed_state.shape[1], seed_state[0, 0].numel()
     batch = math.ceil(config.batch_size / config.micro_batches)
-    steps, every = config.max_steps - 1, config.checkpoint_every
-    kept = steps if every == 1 else every
-    starts = 2 if every == 1 else math.ceil(steps / every) + 3
+    steps = config.max_steps - 1
     backend = "reference"  # of a plain class that has the reference's interface
     if isinstance(model, NeuralCA):
         backend = choose_backend(model, model.backend, model.precision, seed_state)
     size = seed_state.itemsize
-    if backend == "triton":
+    if backend == "triton":  # the one backend that keeps whole states, and can leave some out
+        every = config.checkpoint_every
+        kept = steps if every == 1 else every
+        starts = 2 if every == 1 else math.ceil(steps / every) + 3
         row = max(16, 1 << (channels - 1).bit_length()) * _FLOAT
         return batch * cells * row * (kept + starts)
     if backend == "torch":
         # a step keeps the rows that it overwrites, their numbers, and a flag per cell
         step = math.ceil(config.update_rate * (channels * size + 8)) + 1
-        return batch * cells * (step * kept + channels * size * starts)
+        return batch * cells * (step * steps + 2 * channels * size)
     # autograd keeps the perception, the hidden layer before and after ReLU, the state, the masks
     hidden = next(model.update_net.parameters()).shape[0]
     step = (3 * channels + 2 * hidden + 4 * channels) * size
-    return batch * cells * (step * kept + channels * size * starts)
+    return batch * cells * (step * steps + 2 * channels * size)
 
 
 def free_memory(device: torch.device) -> int:
