@@ -155,7 +155,7 @@ def draw_scaling(rows: list[Row]) -> Figure | None:
 def _label_values(axes: Axes) -> None:
     """Put a tick at every x value of the lines, as a plain number."""
     values = sorted({float(x) for drawn in axes.lines for x in np.asarray(drawn.get_xdata())})
-    apart = [x for x, after in zip(values, [*values[1:], 1e9], strict=True) if after > 1.3 * x]
+    apart = [x for x, after in zip(values, [*values[1:], 1e9], strict=False) if after > 1.3 * x]
     axes.set_xticks(apart, [f"{x:g}" for x in apart])
     axes.minorticks_off()
 
