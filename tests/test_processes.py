@@ -164,6 +164,7 @@ def test_the_command_line_under_torchrun(tmp_path):
         [sys.executable, *command, "--iterations", "3"], capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     assert done.stdout.count("3 iterations in") == 1
     assert "2 processes, each with 3 states" in done.stdout
     assert (out / "growth.png").is_file()

@@ -47,12 +47,6 @@ def train(arguments: Namespace) -> int:
     `--resume` continues from lie beside it.
     """
     processes = Processes.join(torch.device(arguments.device), arguments.timeout)
-    code = _train(arguments, processes)
-    processes.leave()
-    return code
-
-
-def _train(arguments: Namespace, processes: Processes) -> int:
     config = _config(arguments)
     target = make_target(arguments.target, arguments.size, arguments.padding, arguments.device)
     out: Path = arguments.out or Path("runs") / Path(arguments.target).stem
@@ -83,7 +77,9 @@ def _fit(trainer: PoolTrainer, run: RunDirectory, arguments: Namespace, out: Pat
     start = time.perf_counter()
     try:
         trainer.fit(metrics=out / "metrics.csv", on_step=watch, run=run)
+        trainer.leave()
     except DivergedError as error:
+        trainer.leave()
         if first:
             _save(trainer, best, arguments, out)
             print(f"fastnca: {error}\nThe model is saved in {out}")
@@ -93,6 +89,7 @@ def _fit(trainer: PoolTrainer, run: RunDirectory, arguments: Namespace, out: Pat
             print(f"\nstopped at once; the last checkpoint is {_last(out)}")
         raise
     except (KeyboardInterrupt, SystemExit):
+        trainer.leave()
         if first:
             _save(trainer, best, arguments, out)
             print(

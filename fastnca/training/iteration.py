@@ -5,6 +5,8 @@ written to the pool are decided by tensors. What comes from the host is a `Draw`
 """
 
 import contextlib
+import gc
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -96,9 +98,12 @@ class Iteration:
         self._rollout: nn.Module = Rollout(model, config)
         if processes.size > 1:
             ids = [target.device] if target.is_cuda else None
-            self._rollout = DistributedDataParallel(
-                self._rollout, device_ids=ids, broadcast_buffers=False
-            )
+            with warnings.catch_warnings():
+                # torch 2.13 deprecates the argument and names no substitute for it yet
+                warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+                self._rollout = DistributedDataParallel(
+                    self._rollout, device_ids=ids, broadcast_buffers=False
+                )
 
     def run(self, draw: Draw, learning_rate: float, stop: bool = False) -> Tensor:
         """Draw, roll out, differentiate, update, write back.
@@ -131,6 +136,11 @@ class Iteration:
         self._write_back(draw, batch, states, sample_losses, wild, fine)
         numbers[1] /= self._processes.size
         return torch.cat([numbers, norm.double()[None]])
+
+    def leave(self) -> None:
+        """Let go of what holds the process group, so that ending it ends its threads."""
+        self._rollout = nn.Identity()
+        gc.collect()  # DistributedDataParallel refers to itself
 
     @torch.no_grad()
     def prepare(self, draw: Draw) -> Batch:

@@ -52,8 +52,9 @@ class Processes:
         return cls(dist.get_rank(), size)
 
     def leave(self) -> None:
-        """End this process's part in the group."""
+        """Leave the group, all processes together; nothing may be exchanged afterwards."""
         if self.size > 1 and dist.is_initialized():
+            self.gather(torch.zeros(1))  # nobody leaves while another still waits for something
             dist.destroy_process_group()
 
     def sum(self, tensor: Tensor) -> Tensor:

@@ -250,6 +250,11 @@ class PoolTrainer:
             for note in run.resume(self).notes:
                 _log.warning(note)
 
+    def leave(self) -> None:
+        """End the work with other processes; the model stays, training is over."""
+        self.iterate.leave()
+        self.processes.leave()
+
     def set_progress(
         self,
         iteration: int,
