@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastnca.active.forward import StepRecord
-from fastnca.active.grid import Grid, indices, wide
+from fastnca.active.grid import Grid, indices, put
 from fastnca.active.network import Network, NetworkGrad, stencil
 
 
@@ -62,11 +62,11 @@ def run_backward(
             sent.flags.index_fill_(0, live, True)
             receivers = indices(sent.dilate(reached).bitwise_and_(before))
             sent.flags.index_fill_(0, live, False)
-            wide(grad_features).index_copy_(0, live, wide(grad_live))
+            put(grad_features, live, grad_live)
             received = filters.perceive_grad(grad_features, receivers)
             received += grad.index_select(0, receivers)
-            wide(grad).index_copy_(0, receivers, wide(received))
-            wide(grad_features).index_fill_(0, live, 0)
+            put(grad, receivers, received)
+            put(grad_features, live, None)
         if not first:
-            wide(grad).index_fill_(0, indices(record.alive > before), 0)
+            put(grad, indices(record.alive > before), None)
     return sums

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fastnca.active.grid import Grid, indices, wide
+from fastnca.active.grid import Grid, indices, put
 from fastnca.active.network import Network, stencil
 from fastnca.states import ALIVE_THRESHOLD, ALPHA
 
@@ -46,9 +46,8 @@ class StepRecord:
 
     def undo(self, rows: Tensor) -> None:
         """Turn `rows` `[N, C]` after the step into the rows before it, bit for bit."""
-        target = wide(rows)
-        target.index_copy_(0, self.cells, wide(self.old))
-        target.index_copy_(0, self.gone, wide(self.gone_old))
+        put(rows, self.cells, self.old)
+        put(rows, self.gone, self.gone_old)
 
 
 @dataclass
@@ -125,7 +124,8 @@ class Stepper:
         gone = indices(lost)
         gone_old = rows.index_select(0, gone)
 
-        wide(rows).index_copy_(0, cells, wide(new)).index_fill_(0, gone, 0)
+        put(rows, cells, new)
+        put(rows, gone, None)
         torch.bitwise_and(updated, alive, out=self._visible.flags)
         self._occupied = alive
         return StepRecord(cells, old, gone, gone_old, alive)

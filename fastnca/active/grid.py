@@ -66,14 +66,22 @@ class Grid:
         return Plane(self)
 
 
-def wide(rows: Tensor) -> Tensor:
-    """View `rows` `[n, C]`, contiguous, as elements of 16 bytes if C allows it.
+def put(rows: Tensor, cells: Tensor, values: Tensor | None) -> None:
+    """Write `values` `[n, C]`, or zeros for None, into the rows `cells` `[n]` of `rows` `[N, C]`.
 
-    On a CPU `index_copy_` and `index_fill_` move one element at a time, whatever its size.
+    All are contiguous. On a CPU numpy moves a row as one element, twice as fast as `index_copy_`.
     """
-    if rows.shape[1] * rows.element_size() % 16:
-        return rows
-    return rows.view(torch.complex128)
+    if rows.device.type != "cpu":
+        if values is None:
+            rows.index_fill_(0, cells, 0)
+        else:
+            rows.index_copy_(0, cells, values)
+        return
+    whole_row = np.dtype((np.void, rows.shape[1] * rows.element_size()))
+    if values is None:
+        np.put(rows.numpy().view(whole_row), cells.numpy(), np.zeros(1, whole_row))
+    elif cells.shape[0]:
+        np.put(rows.numpy().view(whole_row), cells.numpy(), values.numpy().view(whole_row))
 
 
 def indices(flags: Tensor) -> Tensor:
