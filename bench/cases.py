@@ -5,8 +5,8 @@ sets that `python -m bench.run` offers; `QUICK` and `CLAIMS` are part of `FULL`,
 can be compared with a long one.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 MODES = ("step", "step+backward", "rollout", "rollout+backward", "training", "inference")
 """step: one call in training mode. rollout: `steps` steps in training mode. +backward: with the
@@ -38,6 +38,9 @@ class Case:
         state: one of `STATES`.
         compiled: False leaves `torch.compile` out unless it is asked for by name, because every
             case costs it tens of seconds of compilation.
+        looks: how many times a run comes to the case, minutes apart. The rounds of one look fall
+            into the same minute, so their spread does not show what a machine that others share
+            does over a quarter of an hour.
 
     Raises:
         ValueError: a field is out of range.
@@ -49,6 +52,7 @@ class Case:
     steps: int
     state: str
     compiled: bool = False
+    looks: int = 1
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -114,15 +118,24 @@ def both(mode: str, size: int, batch: int, steps: int, compiled: bool = False) -
 
 
 def unique(cases: Iterable[Case]) -> tuple[Case, ...]:
-    """Return the cases in order, each once; the first of two that differ in `compiled` stays."""
+    """Return the cases in order, each once; the first of two that differ in the rest stays."""
     found: dict[str, Case] = {}
     for case in cases:
         found.setdefault(str(case), case)
     return tuple(found.values())
 
 
+def schedule(cases: Iterable[Case]) -> Iterator[tuple[int, Case]]:
+    """Go through all cases, then again through those with more looks; yield look and case."""
+    left, look = list(cases), 0
+    while left:
+        yield from ((look, case) for case in left)
+        look += 1
+        left = [case for case in left if case.looks > look]
+
+
 CLAIMS = unique(
-    case
+    replace(case, looks=3)
     for mode in ("rollout+backward", "inference", "training")
     for case in both(mode, 64, 4, 80, True)
 )

@@ -47,8 +47,20 @@ class Bench:
     memory: bool
 
 
-def measure_case(bench: Bench, case: Case, providers: list[Provider]) -> list[Row]:
-    """Measure `providers` by turns in one case; return a row each, in their order."""
+def measure_case(
+    bench: Bench, case: Case, providers: list[Provider], earlier: dict[str, Times] | None = None
+) -> list[Row]:
+    """Measure providers by turns in one case.
+
+    Args:
+        bench: what all cases share.
+        case: what to measure.
+        providers: who takes part.
+        earlier: times of earlier looks at the case, by provider; those of this one are added.
+
+    Returns:
+        A row for each provider, in their order, from the rounds of all looks.
+    """
     give_freed_memory_back()
     rows = {
         provider.name: Row(
@@ -64,6 +76,10 @@ def measure_case(bench: Bench, case: Case, providers: list[Provider]) -> list[Ro
     }
     able = [provider for provider in providers if not rows[provider.name].reason]
     times = _time(bench, case, able, rows) if able else {}
+    if earlier is not None:
+        for name, taken in times.items():
+            times[name] = earlier[name].join(taken) if name in earlier else taken
+        earlier.update(times)
     give_freed_memory_back()  # the fresh processes need it
     for name, taken in times.items():
         rows[name] = _fill(rows[name], case, bench.ceilings, taken, times.get(BASELINE))

@@ -13,19 +13,21 @@ compares its ratios with earlier ones. The exit status is 1 after a regression o
 import argparse
 import importlib.util
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from bench.cases import CLAIMS, FULL, LARGE, QUICK, Case
+from bench.cases import CLAIMS, FULL, LARGE, QUICK, Case, schedule
 from bench.compare import compare, report
 from bench.grown import load_grown
 from bench.machine import describe, keep_freed_memory, measure_ceilings
 from bench.measure import Bench, measure_case
 from bench.providers import PROVIDERS, Provider
-from bench.results import WRONG, Row, read_csv, write_csv
+from bench.results import OK, WRONG, Row, read_csv, write_csv
 from bench.table import HEADER, growth_lines, line
-from bench.timing import Clock
+from bench.timing import Clock, Times
 
 OUTPUT = Path("runs/bench/results.csv")
 
@@ -85,21 +87,44 @@ def main(arguments: list[str] | None = None) -> int:
     for name, reason in refusals.items():
         if reason is not None:
             print(f"{name} is skipped in every case: {reason}")
-    rows: list[Row] = []
+    found: dict[tuple[str, str], Row] = {}
     print(HEADER)
-    for case in cases:
-        measured = measure_case(bench, case, choose_providers(options.provider, case))
-        rows += measured
-        for row in measured:
+    for times, case, providers in _visit(options, cases, found):
+        memory = bench.memory and not times
+        for row in measure_case(replace(bench, memory=memory), case, providers, times):
+            before = found.get(row.key, row)
+            row = replace(
+                row,
+                memory_mib=before.memory_mib,
+                memory_ratio=before.memory_ratio,
+                reason=row.reason or before.reason,
+            )
+            found[row.key] = row
             if refusals[row.provider] is None:
                 print(line(row), flush=True)
-        write_csv(options.csv, rows)  # after every case, so that nothing is lost
+        write_csv(options.csv, found.values())  # after every case, so that nothing is lost
+    rows = list(found.values())
     for text in growth_lines(rows):
         print(text)
     print(f"written: {options.csv}")
     if not options.no_figures:
         _draw(options.csv)
     return _judge(rows, reference, options)
+
+
+def _visit(
+    options: argparse.Namespace, cases: tuple[Case, ...], found: dict[tuple[str, str], Row]
+) -> Iterator[tuple[dict[str, Times], Case, list[Provider]]]:
+    """Yield every look at every case, the times of its earlier looks, and who takes part.
+
+    Who failed in one look does not come again.
+    """
+    times: dict[str, dict[str, Times]] = {str(case): {} for case in cases}
+    for look, case in schedule(cases):
+        providers = choose_providers(options.provider, case)
+        if look > 0:
+            providers = [p for p in providers if found[str(case), p.name].status == OK]
+        yield times[str(case)], case, providers
 
 
 def choose_cases(options: argparse.Namespace, device: torch.device) -> tuple[Case, ...]:

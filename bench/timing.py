@@ -25,6 +25,10 @@ class Times:
         """The median of the rounds."""
         return median(self.rounds)
 
+    def join(self, later: "Times") -> "Times":
+        """Return the rounds of both, with the first call of this one."""
+        return Times(self.first, self.rounds + later.rounds)
+
 
 class Clock:
     """Time one run on a device: wall clock on a CPU, CUDA events with a cold L2 cache on a GPU."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastnca import reference
 from fastnca.active import ActiveState, OutOfRangeError, active_rollout
-from fastnca.backends import check_backend, requested_backend
+from fastnca.backends import check_backend
 from fastnca.checks import check_count, check_state
 from fastnca.fused import fused_rollout
 from fastnca.masks import check_update_rate, iterate_masks
@@ -84,17 +84,13 @@ class NeuralCA(reference.NeuralCA):
             TypeError: the state is not a tensor of the model's dtype.
             ValueError: shape, device or update rate do not fit.
         """
-        self._check(state, update_rate)
-        small = state.numel() < _FEWEST_CELLS * self.num_channels
-        if small and self._free_to_choose(state):
-            return super().forward(state, update_rate)
-        backend = self._choose(state)
+        backend = self._check(state, update_rate, single=True)
         if backend == "triton":
             return self._fused(state, 1, update_rate, choose_seed(self, None, state), 0)
         mask = None
         if self.training:
             mask = torch.rand_like(state[:, :1, :, :]) < update_rate
-        if backend == "torch" and not small:
+        if backend == "torch" and state.numel() >= _FEWEST_CELLS * self.num_channels:
             try:
                 return active_rollout(
                     state, self._weights(), [None if mask is None else mask[:, 0]]
@@ -136,8 +132,7 @@ class NeuralCA(reference.NeuralCA):
             TypeError: the state is not a tensor of the model's dtype, or a count not an int.
             ValueError: shape, device, update rate, steps or seed do not fit.
         """
-        self._check(state, update_rate)
-        backend = self._choose(state)
+        backend = self._check(state, update_rate)
         check_count(steps, "steps")
         check_count(first_step, "first_step")
         check_count(checkpoint_every, "checkpoint_every", least=1)
@@ -177,8 +172,7 @@ class NeuralCA(reference.NeuralCA):
         Raises:
             BackendError, TypeError, ValueError: as `run_steps`.
         """
-        self._check(state, update_rate)
-        backend = self._choose(state)
+        backend = self._check(state, update_rate)
         check_count(steps, "steps")
         check_count(every, "every", least=1)
         number = cast(int | None, choose_seed(self, seed, None))
@@ -256,19 +250,12 @@ class NeuralCA(reference.NeuralCA):
 
         return load_model(cls, path, backend=backend, precision=precision)
 
-    def _check(self, state: Tensor, update_rate: float) -> None:
-        """Check the arguments of a call."""
+    def _check(self, state: Tensor, update_rate: float, single: bool = False) -> str:
+        """Check the arguments of a call, a single step or not; return who computes it."""
         check_state(state, self.num_channels, self.perception.filters)
         check_update_rate(update_rate)
-
-    def _choose(self, state: Tensor) -> str:
-        """Return the backend that computes a call."""
-        return choose_backend(self, self.backend, self.precision, state)
-
-    def _free_to_choose(self, state: Tensor) -> bool:
-        """Tell whether the reference, which takes every model, may compute a call."""
-        exact = self.precision in ("auto", "ieee")
-        return exact and not state.is_cuda and requested_backend(self.backend) == "auto"
+        small = single and state.numel() < _FEWEST_CELLS * self.num_channels
+        return choose_backend(self, self.backend, self.precision, state, small)
 
     def overridden(self) -> list[str]:
         """Name the parts of the step that a subclass defines anew; then only they may be used."""

@@ -25,7 +25,9 @@ _AUTOCAST = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 _log = logging.getLogger("fastnca")
 
 
-def choose_backend(model: "NeuralCA", argument: str, precision: str, state: Tensor) -> str:
+def choose_backend(
+    model: "NeuralCA", argument: str, precision: str, state: Tensor, small: bool = False
+) -> str:
     """Choose the backend of one call.
 
     Args:
@@ -33,6 +35,8 @@ def choose_backend(model: "NeuralCA", argument: str, precision: str, state: Tens
         argument: the model's own choice.
         precision: the model's operand precision.
         state: `[B, C, H, W]`, the input.
+        small: whether "auto" on a CPU means the reference, which takes every model: nothing else
+            is looked at then.
 
     Returns:
         "reference", "torch" or "triton".
@@ -49,6 +53,8 @@ def choose_backend(model: "NeuralCA", argument: str, precision: str, state: Tens
             raise BackendError(name, reasons, advice)
         return name
     fused_only = precision in ("fp16", "bf16")
+    if small and not fused_only and not state.is_cuda:
+        return "reference"
     name = "triton" if state.is_cuda or fused_only else "torch"
     reasons = backend_reasons(name, model, precision, state)
     if not reasons:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bench import gate, measure, readme, run
-from bench.cases import CLAIMS, FULL, LARGE, QUICK, Case
-from bench.compare import compare
+from bench.cases import CLAIMS, FULL, LARGE, QUICK, Case, schedule
+from bench.compare import compare, report
 from bench.grown import Grown
 from bench.machine import Ceilings, Machine
 from bench.masks import injected_masks
@@ -314,6 +314,42 @@ def test_comparison_of_wrong_missing_and_foreign_results():
         compare(before, before, 1.0)
 
 
+def scaled(row, factor):
+    """The same row, `factor` times as fast."""
+    names = ("ratio", "ratio_low", "ratio_high")
+    found = {name: getattr(row, name) for name in names}
+    return replace(row, **{name: value and value * factor for name, value in found.items()})
+
+
+def test_ratios_whose_spreads_overlap_are_no_regression():
+    before = [replace(row, ratio_low=1.6, ratio_high=4.5) for row in rows_of(s64=4.0)]
+    now = [replace(row, ratio_low=1.0, ratio_high=1.7) for row in rows_of(s64=1.5)]
+    found = compare(now, before, 0.2)
+    assert (found.ratios, found.agree, found.exit_code) == (1, 1, 0)
+    assert "1 of 1 ratios agree" in report(found, 0.2)
+    found = compare([replace(row, ratio_high=1.5) for row in now], before, 0.2)
+    assert (found.ratios, found.agree, found.exit_code) == (1, 0, 1)
+
+
+def test_cases_are_looked_at_again_after_all_others():
+    once, twice = Case("rollout", 24, 1, 4, "grown"), Case("rollout", 24, 1, 5, "grown", looks=2)
+    assert list(schedule([twice, once])) == [(0, twice), (0, once), (1, twice)]
+
+
+def test_looks_are_one_result(tmp_path, bench, monkeypatch, capsys):
+    case = Case("rollout", 24, 1, 4, "grown", looks=3)
+    monkeypatch.setattr(run, "_set_up", lambda options, device: bench)
+    monkeypatch.setattr(run, "CLAIMS", (case,))
+    done = ["--claims", "--provider", "tutorial,torch,triton-ieee", "--device", "cpu"]
+    assert run.main([*done, "--no-figures", "--csv", str(tmp_path / "a.csv")]) == 0
+    tutorial, torch_row, skipped = read_csv(tmp_path / "a.csv")
+    assert skipped.status == SKIPPED
+    for row in (tutorial, torch_row):
+        assert row.status == OK
+        assert row.rounds == 9
+        assert row.seconds_low <= row.seconds <= row.seconds_high
+
+
 def test_command_line_compares_and_writes(tmp_path, bench, monkeypatch, capsys):
     monkeypatch.setattr(run, "_set_up", lambda options, device: bench)
     case = ["--case", "rollout:24:1:4:grown", "--provider", "tutorial,torch,triton-ieee"]
@@ -322,8 +358,7 @@ def test_command_line_compares_and_writes(tmp_path, bench, monkeypatch, capsys):
     rows = read_csv(tmp_path / "now.csv")
     assert [row.status for row in rows] == [OK, OK, SKIPPED]
     assert "triton-ieee is skipped in every case" in capsys.readouterr().out
-    fast = [replace(row, ratio=row.ratio and row.ratio * 100) for row in rows]
-    slow = [replace(row, ratio=row.ratio and row.ratio / 100) for row in rows]
+    fast, slow = ([scaled(row, factor) for row in rows] for factor in (100, 0.01))
     write_csv(tmp_path / "fast.csv", fast)
     write_csv(tmp_path / "slow.csv", slow)
     reference_of = ["--tolerance", "0.5", "--reference-csv"]
