@@ -6,6 +6,7 @@
     plan.py        steps, precision and slots of a rollout
     storage.py     what a rollout keeps on the device
     rollout.py     the loops over steps, forward and backward
+    capture.py     how launches become a CUDA graph
     workspace.py   the memory of a rollout, and those loops captured in it as CUDA graphs
     graphs.py      which workspace a rollout gets
     eager.py       the autograd node that launches kernels

@@ -14,7 +14,6 @@ tensors, can still read them. A rollout that finds no free workspace is launched
 `FASTNCA_GRAPHS=0` in the environment switches this off, `release_graphs` frees the memory.
 """
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -22,13 +21,12 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
+from fastnca.fused.capture import Record, graphs_wanted, record_cuda
 from fastnca.fused.plan import Plan
 from fastnca.fused.rollout import Parameters
 from fastnca.fused.storage import Stored
-from fastnca.fused.workspace import Record, Workspace, record_cuda
+from fastnca.fused.workspace import Workspace
 from fastnca.kernels import padded_channels
-
-ENVIRONMENT_VARIABLE = "FASTNCA_GRAPHS"
 
 FEWEST_STEPS = 8
 """A rollout of fewer steps is launched."""
@@ -115,7 +113,7 @@ class Graphs:
             and state.device.type == self._device_type
             and plan.checkpoint_every == 1
             and 0 < batch * height * width <= MOST_CELLS
-            and os.environ.get(ENVIRONMENT_VARIABLE, "1") != "0"
+            and graphs_wanted()
             and not (state.is_cuda and torch.cuda.is_current_stream_capturing())
         )
 

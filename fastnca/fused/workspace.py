@@ -1,13 +1,13 @@
 """The memory of one rollout at a time, and the launches that are captured in it."""
 
 import logging
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.dlpack import from_dlpack
 
+from fastnca.fused.capture import Launches, Record
 from fastnca.fused.plan import Plan
 from fastnca.fused.rollout import Parameters, launch_backward, launch_forward
 from fastnca.fused.storage import (
@@ -19,30 +19,7 @@ from fastnca.fused.storage import (
 )
 from fastnca.kernels import Weights
 
-Launches = Callable[[], None]
-Record = Callable[[Launches, torch.device], Launches]
-
 _log = logging.getLogger("fastnca")
-
-
-def record_cuda(launches: Launches, device: torch.device) -> Launches:
-    """Capture launches, whose kernels must have run before, without running them.
-
-    Args:
-        launches: launches kernels on the current stream, and allocates nothing.
-        device: the CUDA device.
-
-    Returns:
-        What replays them on the then current stream.
-    """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            launches()
-        finally:
-            graph.capture_end()
-    return graph.replay
 
 
 class Recorded:

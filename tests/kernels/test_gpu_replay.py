@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastnca.fused import eager, fused_rollout, graphs, workspace
+from fastnca.fused import capture, eager, fused_rollout, graphs
 from fastnca.kernels import persistent
 from tests.kernels.test_gpu import gradients, make_tensors
 
@@ -26,7 +26,7 @@ class CountingRecorder:
 
     def __call__(self, launches, device):
         self.recorded += 1
-        run = workspace.record_cuda(launches, device)
+        run = capture.record_cuda(launches, device)
 
         def replay() -> None:
             self.replayed += 1
