@@ -91,12 +91,9 @@ class NeuralCA(reference.NeuralCA):
         if self.training:
             mask = torch.rand_like(state[:, :1, :, :]) < update_rate
         if backend == "torch" and state.numel() >= _FEWEST_CELLS * self.num_channels:
-            try:
-                return active_rollout(
-                    state, self._weights(), [None if mask is None else mask[:, 0]]
-                )
-            except OutOfRangeError:
-                pass
+            masks = [None if mask is None else mask[:, 0]]
+            with contextlib.suppress(OutOfRangeError):
+                return active_rollout(state, self._weights(), masks)
         return self._step(state, 1.0 if mask is None else mask.float())
 
     def run_steps(
@@ -108,6 +105,7 @@ class NeuralCA(reference.NeuralCA):
         seed: int | Tensor | None = None,
         first_step: int = 0,
         checkpoint_every: int = 1,
+        count: Tensor | None = None,
     ) -> Tensor:
         """Advance a state by several steps, as one rollout and one autograd node.
 
@@ -120,9 +118,9 @@ class NeuralCA(reference.NeuralCA):
                 it on the device, which a CUDA graph of the caller's needs.
             first_step: number of the first step, so that a rollout can be continued:
                 20 steps and 20 more with `first_step=20` equal 40 steps.
-            checkpoint_every: the triton backend keeps every how manieth state for the backward
-                pass, at least 1, and computes the others again, with the same gradients to the
-                bit; the torch backend keeps no states, nor does it gain or lose by this.
+            checkpoint_every: the triton backend keeps every how manieth state, at least 1, for the
+                backward pass and computes the others again, to the bit; torch keeps none.
+            count: `[]` int64 tensor, how many of the `steps` are taken, read where `seed` is.
 
         Returns:
             `[B, C, H, W]`; with 0 steps the state itself.
@@ -138,14 +136,13 @@ class NeuralCA(reference.NeuralCA):
         check_count(checkpoint_every, "checkpoint_every", least=1)
         seed = choose_seed(self, seed, state)
         if backend == "triton" and steps > 0:
-            return self._fused(state, steps, update_rate, seed, first_step, checkpoint_every)
+            return self._fused(state, steps, update_rate, seed, first_step, checkpoint_every, count)
         seed = int(seed) if isinstance(seed, Tensor) else seed
+        steps = steps if count is None else min(steps, max(int(count), 0))
         if backend == "torch" and steps > 0:
             masks = self._masks(state, steps, update_rate, seed, first_step)
-            try:
+            with contextlib.suppress(OutOfRangeError):
                 return active_rollout(state, self._weights(), masks)
-            except OutOfRangeError:
-                pass
         return super().run_steps(state, steps, update_rate, seed=seed, first_step=first_step)
 
     def trajectory(
@@ -270,6 +267,7 @@ class NeuralCA(reference.NeuralCA):
         seed: int | Tensor | None,
         first_step: int,
         checkpoint_every: int = 1,
+        count: Tensor | None = None,
     ) -> Tensor:
         """Compute `run_steps` with the fused kernels."""
         return fused_rollout(
@@ -281,6 +279,7 @@ class NeuralCA(reference.NeuralCA):
             update_rate=update_rate,
             precision=operand_precision(self.precision, state.device.type),
             checkpoint_every=checkpoint_every,
+            count=count,
         )
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -91,6 +91,24 @@ def test_checkpoints_are_counted_from_one(model, state):
         model.run_steps(state, 2, checkpoint_every=0)
 
 
+@pytest.mark.parametrize("backend", ["triton", "torch", "reference"])
+@pytest.mark.parametrize("count", [0, 2, 3, 5])
+def test_the_number_of_steps_may_be_a_tensor(backend, count, model, state):
+    """Of three steps, at most; state and gradients are those of as many steps."""
+    model.backend = backend
+    if backend != "triton":
+        model.precision = "auto"
+    ends, gradients = [], []
+    counted = {"steps": 3, "count": torch.tensor(count, device=DEVICE)}
+    for options in (counted, {"steps": min(count, 3)}):
+        leaf = state.clone().requires_grad_()
+        end = model.run_steps(leaf, seed=11, **options)
+        ends.append(end.detach())
+        gradients.append(torch.autograd.grad(end.square().sum(), leaf)[0])
+    assert torch.equal(*ends)
+    assert torch.equal(*gradients)
+
+
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 def test_seed_may_be_a_tensor(backend, model, state):
     model.backend = backend

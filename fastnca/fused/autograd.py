@@ -53,8 +53,8 @@ def fused_rollout(
             others again; memory against time, the gradients are the same bits.
         count: `[]` int64 tensor on the state's device: how many of the `steps` steps are taken,
             read on the device, so that a CUDA graph of the caller's can change it; None takes all.
-        replay: whether a rollout that would wait for its launches may be replayed as a CUDA graph
-            of this package; see `fastnca.fused.graphs`.
+        replay: whether a rollout without `count` that would wait for its launches may be replayed
+            as a CUDA graph of this package; see `fastnca.fused.graphs`.
         persistent: whether one launch, whose programs wait for each other after every step, takes
             all steps forward; experimental, never replayed. Under `torch.compile` and the like
             steps are launched one by one whatever it says; the results are the same bits.
@@ -97,7 +97,7 @@ def fused_rollout(
         seed = _signed(seed)
     numbers = (0 if seed is None else seed, first_step, steps, count)
     settings = (steps, update_rate, precision, checkpoint_every, random)
-    how = "persistent" if persistent else "replay" if replay else "launch"
+    how = "persistent" if persistent else "replay" if replay and count is None else "launch"
     return eager_rollout(state, parameters, numbers, settings, how)
 
 
