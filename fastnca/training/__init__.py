@@ -7,6 +7,8 @@ pool.py        SamplePool: states on the device
 host_pool.py   HostPool: states in host memory, read ahead
 damage.py      random discs for the regenerating recipe
 iteration.py   one iteration as operations on tensors
+graphed.py     the iteration replayed as one CUDA graph
+inputs.py      what a replay reads
 checks.py      what a trainer refuses
 update.py      gradients, Adam, or no change
 trainer.py     PoolTrainer: starts iterations and reads their numbers

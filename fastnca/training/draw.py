@@ -22,14 +22,17 @@ class Draw:
         centers: `[damage, 2]` float32 on the CPU, centres of the discs that are cut out.
         radii: `[damage]` float32 on the CPU.
         steps: steps of the rollout.
-        seed: of the update masks.
+        seed: of the update masks, in [0, 2⁶³).
+        count: None takes all steps; else `[]` int64, how many of them are taken. A draw that has
+            it lies on the training device, its seed, `[]` int64, and all other tensors too.
     """
 
     slots: Tensor
     centers: Tensor
     radii: Tensor
     steps: int
-    seed: int
+    seed: int | Tensor
+    count: Tensor | None = None
 
 
 class Randomness:

@@ -8,6 +8,7 @@ import contextlib
 import gc
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -27,6 +28,8 @@ from fastnca.training.update import Update
 LIMIT = 1e4
 """A state with a larger value, or with one that is not a number, goes back to the pool as seed."""
 
+_SEEDS = 2**63 - 1  # seeds of masks have 63 bits
+
 
 class Rollout(nn.Module):
     """A whole rollout as one forward pass: what `DistributedDataParallel` wraps.
@@ -40,13 +43,16 @@ class Rollout(nn.Module):
         super().__init__()
         self.model = model
         self._rate = config.update_rate
-        self._options: dict[str, int] = {}
+        self._options: dict[str, Any] = {}
         if config.checkpoint_every > 1:
             self._options["checkpoint_every"] = config.checkpoint_every
 
-    def forward(self, states: Tensor, steps: int, seed: int) -> Tensor:
-        """Roll `[B, C, H, W]` out by `steps` steps with masks of `seed`."""
-        return self.model.run_steps(states, steps, self._rate, seed=seed, **self._options)
+    def forward(
+        self, states: Tensor, steps: int, seed: int | Tensor, count: Tensor | None = None
+    ) -> Tensor:
+        """Roll `[B, C, H, W]` out by `steps` steps, or `count` of them, with masks of `seed`."""
+        options = self._options if count is None else {**self._options, "count": count}
+        return self.model.run_steps(states, steps, self._rate, seed=seed, **options)
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ class Iteration:
         update: Update,
         processes: Processes,
     ) -> None:
+        self._model = model
         self._target = target
         self._seed_state = seed_state
         self._config = config
@@ -121,6 +128,15 @@ class Iteration:
             mean loss, states that were reseeded because of their values, number of processes
             that were asked to stop, norm of the gradient.
         """
+        return self._compute(draw, learning_rate, stop)
+
+    def leave(self) -> None:
+        """Let go of what holds the process group, so that ending it ends its threads."""
+        self._rollout = nn.Identity()
+        gc.collect()  # DistributedDataParallel refers to itself
+
+    def _compute(self, draw: Draw, learning_rate: float | Tensor, stop: bool = False) -> Tensor:
+        """Do what `run` says; with a draw on the device, the rate is `[]` there, too."""
         batch = self.prepare(draw)
         self._update.clear()
         states, sample_losses = self._differentiate(batch.states, draw)
@@ -136,11 +152,6 @@ class Iteration:
         self._write_back(draw, batch, states, sample_losses, wild, fine)
         numbers[1] /= self._processes.size
         return torch.cat([numbers, norm.double()[None]])
-
-    def leave(self) -> None:
-        """Let go of what holds the process group, so that ending it ends its threads."""
-        self._rollout = nn.Identity()
-        gc.collect()  # DistributedDataParallel refers to itself
 
     @torch.no_grad()
     def prepare(self, draw: Draw) -> Batch:
@@ -174,7 +185,7 @@ class Iteration:
         for number, piece in enumerate(pieces):
             last = number == len(pieces) - 1
             with contextlib.nullcontext() if last else self._no_sync():
-                end = self._rollout(piece, draw.steps, (draw.seed + number) % 2**63)
+                end = self._rollout(piece, draw.steps, (draw.seed + number) & _SEEDS, draw.count)
                 sample_losses = self._sample_losses(end)
                 loss = sample_losses.mean()
                 (loss if len(pieces) == 1 else loss * (len(piece) / len(states))).backward()

@@ -100,7 +100,7 @@ def keep_last(slots: Tensor, states: Tensor) -> Tensor:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a small CPU tensor to a device without waiting for it."""
-    if device.type != "cuda":
+    """Copy a small CPU tensor to a device without waiting for it; one that is there stays."""
+    if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

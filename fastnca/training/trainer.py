@@ -17,8 +17,8 @@ from fastnca.states import create_seed
 from fastnca.training.checks import check_target, count_slots
 from fastnca.training.config import TrainConfig
 from fastnca.training.draw import Randomness
+from fastnca.training.graphed import GraphedIteration
 from fastnca.training.host_pool import HostPool
-from fastnca.training.iteration import Iteration
 from fastnca.training.memory import Estimate
 from fastnca.training.pool import SamplePool
 from fastnca.training.processes import Processes
@@ -94,7 +94,7 @@ class PoolTrainer:
         self.pool = kind(self.seed_state, slots, dtype=dtype)
         self.randomness = Randomness(self.config, slots, self.processes.rank, self.processes.size)
         self.update = Update(model, self.config)
-        self.iterate = Iteration(
+        self.iterate = GraphedIteration(
             model, self.target, self.seed_state, self.config, self.pool, self.update, self.processes
         )
         self.iteration = 0

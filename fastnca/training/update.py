@@ -22,6 +22,7 @@ class Update:
         on_device: True keeps decision and learning rate in tensors; where None, on CUDA only.
 
     Attributes:
+        on_device: whether decision and learning rate are tensors.
         optimizer: Adam.
         good_weights: the `state_dict` that last gave a finite loss and gradient.
     """
@@ -33,14 +34,14 @@ class Update:
         device = parameters[0].device
         self._model = model
         self._config = config
-        self._on_device = device.type == "cuda" if on_device is None else on_device
+        self.on_device = device.type == "cuda" if on_device is None else on_device
         rate: Tensor | float = config.learning_rate
-        if self._on_device:
+        if self.on_device:
             rate = torch.tensor(config.learning_rate, device=device)
         self.optimizer = torch.optim.Adam(
             parameters,
             lr=rate,
-            fused=self._on_device or None,
+            fused=self.on_device or None,
             capturable=device.type == "cuda",
         )
         self.good_weights = copy_weights(model)
@@ -65,15 +66,15 @@ class Update:
                     gradient /= gradient.norm() + 1e-8
         return norm
 
-    def apply(self, fine: Tensor, rate: float) -> None:
+    def apply(self, fine: Tensor, rate: float | Tensor) -> None:
         """Take one step of the optimiser, or none.
 
         Args:
             fine: `[]` bool, whether the iteration counts.
-            rate: the learning rate.
+            rate: the learning rate; `[]` if the decision stays on the device.
         """
         self._set_rate(rate)
-        if self._on_device:
+        if self.on_device:
             for name, value in self._model.state_dict().items():
                 good = self.good_weights[name]
                 good.copy_(torch.where(fine, value, good))
@@ -84,7 +85,7 @@ class Update:
             self.good_weights = copy_weights(self._model)
             self.optimizer.step()
 
-    def _set_rate(self, rate: float) -> None:
+    def _set_rate(self, rate: float | Tensor) -> None:
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)

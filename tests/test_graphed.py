@@ -1,0 +1,289 @@
+"""A whole training iteration replayed as one graph; on a CPU, `tests/stand_in.py` captures it."""
+
+import logging
+import math
+
+import pytest
+import torch
+
+import fastnca.module
+from fastnca import NeuralCA, create_target_circle
+from fastnca.training import PoolTrainer, TrainConfig, graphed
+from fastnca.training.draw import Randomness
+from fastnca.training.graphed import GraphedIteration
+from fastnca.training.inputs import Inputs
+from tests.runs import assert_same
+from tests.stand_in import FIRST, SMALL, Recorder, compare, make_trainer, plain_rollout
+
+
+@pytest.fixture(autouse=True)
+def _plain_kernels(monkeypatch):
+    """Let the `triton` backend be chosen on a CPU, and compute it with torch's operators."""
+    monkeypatch.setattr(fastnca.module, "fused_rollout", plain_rollout)
+    monkeypatch.setattr(fastnca.module, "choose_backend", lambda *_: "triton")
+    monkeypatch.setattr(graphed, "choose_backend", lambda *_: "triton")
+
+
+RECIPES = {
+    "tutorial": {},
+    "growing": {"preset": "growing"},
+    "regenerating": {"preset": "regenerating", "damage": 1, "milestones": (8,)},
+    "half": {"gradient": "normalize", "half_pool": True},
+    "parts": {"micro_batches": 2, "reseed": "before"},
+    "unseeded": {"seed": None, "gradient": "none"},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_replays_give_the_bits_of_iterations(name):
+    record = Recorder()
+    graph, plain = make_trainer(record, **RECIPES[name]), make_trainer(**RECIPES[name])
+    if name == "unseeded":
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            losses = [graph.step().loss for _ in range(14)]
+        torch.manual_seed(5)
+        assert losses == [plain.step().loss for _ in range(14)]
+        assert torch.equal(graph.pool.states, plain.pool.states)
+    else:
+        compare(graph, plain, 14)
+    assert (record.recorded, record.replayed) == (1, 14 - FIRST)
+    assert len(set(graph.losses)) == 14
+
+
+def test_one_capture_serves_every_number_of_steps_with_masks_of_its_own():
+    record = Recorder()
+    graph, plain = make_trainer(record, preset="growing"), make_trainer(preset="growing")
+    for each in (graph, plain):
+        each.config.__dict__["learning_rate"] = 1e-12  # only steps and masks change a loss
+    replayed = compare(graph, plain, FIRST + 20)[FIRST:]
+    assert {result.steps for result in replayed} == set(range(3, 7))
+    assert len({result.loss for result in replayed}) == len(replayed)
+    assert record.recorded == 1
+
+
+def test_an_iteration_that_is_not_finite_changes_nothing_and_is_counted():
+    record = Recorder()
+    graph, plain = make_trainer(record), make_trainer()
+    compare(graph, plain, FIRST + 2)
+    for value in (math.nan, 0.0):
+        for each in (graph, plain):
+            each.pool.states[:] = each.seed_state + value
+        before = {name: tensor.clone() for name, tensor in graph.model.state_dict().items()}
+        results = compare(graph, plain, 2)
+        assert [result.skipped for result in results] == [value != 0.0] * 2
+        for name, tensor in graph.model.named_parameters():
+            moved = tensor.requires_grad and value == 0.0
+            assert torch.equal(tensor, before[name]) != moved
+    assert (graph.skipped, graph.skipped_in_a_row) == (2, 0)
+    assert record.recorded == 1
+
+
+def test_a_wish_to_stop_is_handed_on():
+    graph = make_trainer(Recorder())
+    for number in range(FIRST + 4):
+        graph.start(stop=number % 2 == 1)
+    assert [result.stop for result in graph.read()] == [n % 2 == 1 for n in range(FIRST + 4)]
+
+
+def test_many_iterations_are_started_before_one_is_read():
+    graph, plain = make_trainer(Recorder()), make_trainer()
+    for each in (graph, plain):
+        for _ in range(FIRST + 5):
+            each.start()
+    assert [r.loss for r in graph.read()] == [r.loss for r in plain.read()]
+    assert_same(graph, plain)
+
+
+def test_a_resumed_run_is_captured_again_and_goes_on_bit_for_bit(tmp_path):
+    record = Recorder()
+    graph, plain = make_trainer(record), make_trainer()
+    compare(graph, plain, FIRST + 3)
+    graph.save(tmp_path)
+    compare(graph, plain, FIRST + 3)
+    assert record.recorded == 1
+    other, fresh = make_trainer(Recorder()), make_trainer()
+    for each in (graph, other, fresh):  # in place, in a new trainer, without graphs
+        each.resume(tmp_path)
+        losses = [each.step().loss for _ in range(FIRST + 3)]
+        assert losses == plain.losses[FIRST + 3 :]
+        assert_same(each, plain)
+    assert record.recorded == 2
+
+
+def replace_weight(each):
+    layer = each.model.update_net[0]
+    layer.bias.data = layer.bias.data.clone()
+
+
+def replace_moments(each):
+    each.optimizer.load_state_dict(each.optimizer.state_dict())
+
+
+def replace_rate(each):
+    group = each.optimizer.param_groups[0]
+    group["lr"] = group["lr"].clone()
+
+
+def replace_good_weights(each):
+    each.update.good_weights = {n: v.clone() for n, v in each.good_weights.items()}
+
+
+def replace_pool(each):
+    each.pool._states = each.pool._states.clone()
+
+
+def replace_target(each):
+    each.iterate._target = each.iterate._target.clone()
+
+
+def change_option(each):
+    each.optimizer.param_groups[0]["weight_decay"] = 0.1
+
+
+def freeze(each):
+    each.model.update_net[2].bias.requires_grad_(False)
+
+
+def change_precision(each):
+    each.model.precision = "ieee"  # "auto" was fp16
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [
+        replace_weight,
+        replace_moments,
+        replace_rate,
+        replace_good_weights,
+        replace_pool,
+        replace_target,
+        change_option,
+        freeze,
+        change_precision,
+    ],
+)
+def test_what_a_graph_has_frozen_and_is_replaced_is_captured_anew(replace):
+    record = Recorder()
+    graph, plain = make_trainer(record), make_trainer()
+    compare(graph, plain, FIRST + 1)
+    for each in (graph, plain):
+        replace(each)
+    compare(graph, plain, FIRST + 2)
+    assert record.recorded == 2
+
+
+def test_what_python_must_see_is_not_replayed(monkeypatch):
+    """Hooks and patched rollouts run in every iteration, and the graph goes on after them."""
+    record = Recorder()
+    graph, plain = make_trainer(record), make_trainer()
+    compare(graph, plain, FIRST + 1)
+    calls = []
+    for add in (
+        lambda each: each.model.update_net[2].weight.register_hook(lambda g: calls.append(g)),
+        lambda each: each.model.update_net[0].bias.register_post_accumulate_grad_hook(calls.append),
+        lambda each: each.optimizer.register_step_pre_hook(lambda *_: calls.append(1)),
+        lambda each: each.optimizer.register_step_post_hook(lambda *_: calls.append(1)),
+    ):
+        hooks = [add(graph), add(plain)]
+        compare(graph, plain, 2)
+        assert len(calls) == 4
+        calls.clear()
+        for hook in hooks:
+            hook.remove()
+        compare(graph, plain, 1)
+    seen = []
+    roll_out = graph.model.run_steps
+    graph.model.run_steps = lambda *a, **o: seen.append(1) or roll_out(*a, **o)
+    compare(graph, plain, 1)
+    del graph.model.run_steps
+    assert seen == [1]
+    monkeypatch.setenv("FASTNCA_GRAPHS", "0")
+    compare(graph, plain, 1)
+    monkeypatch.setenv("FASTNCA_GRAPHS", "1")
+    compare(graph, plain, 1)
+    assert (record.recorded, record.replayed) == (1, 6)
+
+
+@pytest.mark.parametrize(
+    "options", [{"pool_memory": "host"}, {"checkpoint_every": 2}, {"backend": "torch"}]
+)
+def test_what_cannot_be_captured_is_not_tried(options, monkeypatch):
+    record, backend = Recorder(), options.pop("backend", "triton")
+    monkeypatch.setattr(graphed, "choose_backend", lambda *_: backend)
+    compare(make_trainer(record, **options), make_trainer(**options), FIRST + 2)
+    assert record.recorded == 0
+
+
+def test_a_trainer_on_a_cpu_is_never_captured():
+    each = PoolTrainer(NeuralCA(8, 16), create_target_circle(16), TrainConfig(**SMALL))
+    assert isinstance(each.iterate, GraphedIteration)
+    for _ in range(FIRST + 2):
+        each.step()
+    assert each.iterate._graph is None
+    assert each.iterate._warm == 0
+
+
+class Failing(Recorder):
+    """Fails in the middle of a capture, when Adam has already been captured."""
+
+    def __call__(self, launches, device):
+        def fail() -> None:
+            launches()
+            raise torch.OutOfMemoryError("out of memory")
+
+        return super().__call__(fail, device)
+
+
+def test_a_capture_that_fails_is_told_once_and_harms_nothing(caplog):
+    graph, plain = make_trainer(Failing()), make_trainer()
+    with caplog.at_level(logging.WARNING, "fastnca"):
+        compare(graph, plain, FIRST + 4)
+    assert [record.message for record in caplog.records] == [
+        "training goes on without a CUDA graph, its capture failed: out of memory"
+    ]
+
+
+def test_an_operation_that_waits_for_the_device_is_not_captured(caplog, monkeypatch):
+    monkeypatch.setattr(
+        fastnca.module,
+        "fused_rollout",
+        lambda *a, count=None, steps, **o: plain_rollout(
+            *a, steps=steps if count is None else int(count), **o
+        ),
+    )
+    graph, plain = make_trainer(Recorder()), make_trainer()
+    compare(graph, plain, FIRST + 2)
+    assert "_local_scalar_dense is not permitted" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{}, {"use_pool": False}, {"damage": 2}, {"batch_size": 6}])
+def test_inputs_hold_a_draw_at_aligned_addresses_that_stay(options):
+    config = TrainConfig(**{**SMALL, **options})
+    inputs, source = Inputs(config, torch.device("cpu")), Randomness(config, 7)
+    there = inputs.draw
+    parts = [there.seed, there.count, inputs.rate, there.slots, there.centers, there.radii]
+    addresses = [part.data_ptr() for part in parts]
+    assert not any(address % 16 for address in addresses)
+    for rate in (2e-3, 1 / 3):
+        draw = source.next()
+        inputs.fill(draw, rate)
+        assert (int(there.seed), int(there.count), float(inputs.rate)) == (
+            draw.seed,
+            draw.steps,
+            rate,
+        )
+        for name in ("slots", "centers", "radii"):
+            assert torch.equal(getattr(there, name), getattr(draw, name)), name
+    assert [part.data_ptr() for part in parts] == addresses
+    assert there.steps == config.max_steps - 1
+
+
+def test_a_seed_at_the_end_of_its_range_wraps_alike_in_both_forms():
+    config = TrainConfig(**SMALL)
+    inputs = Inputs(config, torch.device("cpu"))
+    draw = Randomness(config, 7).next()
+    draw = type(draw)(draw.slots, draw.centers, draw.radii, draw.steps, 2**63 - 1)
+    inputs.fill(draw, 1e-3)
+    last = 2**63 - 1
+    assert int((inputs.draw.seed + 1) & last) == (draw.seed + 1) & last == 0
