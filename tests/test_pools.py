@@ -7,7 +7,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnca import NeuralCA, create_seed, create_target_circle
-from fastnca.training import MemoryLimitError, PoolTrainer, SamplePool, TrainConfig, memory
+from fastnca.training import (
+    BestWeights,
+    MemoryLimitError,
+    PoolTrainer,
+    SamplePool,
+    TrainConfig,
+    memory,
+)
 from fastnca.training.draw import Randomness, draw_slots
 from fastnca.training.host_pool import HostPool
 from fastnca.training.iteration import Iteration
@@ -125,6 +132,35 @@ def test_an_iteration_reads_nothing_back(preset):
     assert torch.isfinite(numbers).all()
     with Reading(), pytest.raises(AssertionError, match="reads a value back"):
         numbers[0].item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_averaged_weights_take_in_every_iteration_that_counts_and_read_nothing_back(dtype):
+    torch.manual_seed(0)
+    model = excite(NeuralCA(16, 8, backend="reference").to(dtype))
+    target = create_target_circle(12, dtype=dtype)
+    each = put_on_device(PoolTrainer(model, target, TrainConfig(**SMALL)))
+    best, healthy, seen = BestWeights(each, decay=0.5), each.pool.states.clone(), []
+    (add,) = each.after_start
+
+    def watch(numbers):
+        with Reading():
+            add(numbers)
+        seen.append(weights(each))
+
+    each.after_start[:] = [watch]
+    for number in range(16):
+        each.pool.states.copy_(healthy * (math.nan if number in (0, 5) else 1))
+        each.start()
+    average, count = seen[0], 0
+    for values, result in zip(seen, each.read(), strict=True):
+        assert result.skipped == (result.iteration in (1, 6))
+        if not result.skipped:
+            weight = max(0.5, 9 / (10 + count)) if count else 1.0
+            average = [torch.lerp(*pair, weight) for pair in zip(average, values, strict=True)]
+            count += 1
+    assert all(map(torch.equal, best.average.parameters(), average))
+    assert not torch.equal(average[-1], seen[-1][-1])
 
 
 def test_deciding_on_the_device_gives_the_same_run():

@@ -1,13 +1,11 @@
 """Keep the weights that grow best, by what a person will look at."""
 
+import copy
 import math
-from collections.abc import Callable
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from fastnca.module import NeuralCA
 from fastnca.states import get_visible_state
@@ -49,8 +47,9 @@ class BestWeights:
     """Averaged weights with the lowest growth loss; pass it to `PoolTrainer.fit` as `on_step`.
 
     The weights of single iterations jump about the ones that grow well; their exponential moving
-    average does not. It is compared with the target from time to time in the second half of a
-    run.
+    average does not. From here on it takes in the weights of every iteration as the trainer starts
+    them, and nobody waits for a GPU. It is compared with the target from time to time in the
+    second half of a run.
 
     Args:
         trainer: the run to watch.
@@ -59,6 +58,7 @@ class BestWeights:
             (1 + n) / (10 + n), so that a short run is not held back by its first weights.
 
     Attributes:
+        average: the averaged model.
         loss: the lowest growth loss, infinite before the first look.
         iteration: when it was reached.
         weights: the averaged `state_dict` then.
@@ -67,20 +67,16 @@ class BestWeights:
     def __init__(self, trainer: PoolTrainer, every: int = 50, decay: float = 0.98) -> None:
         self._trainer = trainer
         self._every = every
-        self._averaged = AveragedModel(trainer.model, avg_fn=_moving_average(decay)).train()
+        self._least = 1 - decay
+        self._count = torch.zeros((), dtype=torch.float64, device=trainer.target.device)
+        self.average = copy.deepcopy(trainer.model).train()
+        trainer.after_start.append(self._add)
         self.loss = math.inf
         self.iteration = trainer.iteration
         self.weights = trainer.copy_weights()
 
-    @property
-    def average(self) -> NeuralCA:
-        """The averaged model."""
-        return cast(NeuralCA, self._averaged.module)
-
     def __call__(self, result: StepResult) -> None:
-        """Average the weights, and look at them if it is time to."""
-        if not result.skipped:
-            self._averaged.update_parameters(self._trainer.model)
+        """Look at the average if it is time to."""
         total = self._trainer.config.iterations
         due = result.iteration % self._every == 0 or result.iteration == total
         if due and 2 * result.iteration >= total and not result.skipped:
@@ -93,15 +89,16 @@ class BestWeights:
             self.loss, self.iteration = loss, self._trainer.iteration
             self.weights = _copy(self.average.state_dict())
 
-
-def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """Return the update of an exponential moving average that starts out short."""
-
-    def update(average: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
-        weight = max(1 - decay, 9 / (10 + float(count)))
-        return torch.lerp(average, value, weight)
-
-    return update
+    @torch.no_grad()
+    def _add(self, numbers: Tensor) -> None:
+        """Take in the weights of an iteration, unless its numbers say that it does not count."""
+        counts = numbers[0] == 0
+        weight = torch.full_like(self._count, 9) / (10 + self._count)
+        weight = torch.where(self._count > 0, weight.clamp(min=self._least), 1.0) * counts
+        self._count += counts
+        pairs = zip(self.average.parameters(), self._trainer.model.parameters(), strict=True)
+        for average, value in pairs:
+            average.lerp_(value, weight.to(average.dtype))
 
 
 def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -45,7 +45,6 @@ class PoolTrainer:
         model: the model; it is put into training mode.
         target: `[1, 4, S, S]` or `[4, S, S]`, RGBA, of the model's dtype and device.
         config: the options; the tutorial's if None.
-
         processes: those that train together; this one alone if None.
 
     Attributes:
@@ -60,6 +59,7 @@ class PoolTrainer:
         skipped: iterations without a finite loss and gradient, all in all.
         reseeded: states that became the seed again because of their values.
         losses: loss of every iteration, skipped ones included, averaged over the processes.
+        after_start: called with what `Iteration.run` returned; they must not wait for the device.
         run_id: names the run in its checkpoints; a resumed run keeps it.
 
     Raises:
@@ -103,6 +103,7 @@ class PoolTrainer:
         self._worst_row = 0
         self.reseeded = 0
         self.losses: list[float] = []
+        self.after_start: list[Callable[[Tensor], None]] = []
         self.run_id = secrets.token_hex(8)
         self._unread: list[Unread] = []
         self._since = 0.0
@@ -146,6 +147,8 @@ class PoolTrainer:
         draw = self.randomness.next()
         rate = self._learning_rate()
         numbers = self.iterate.run(draw, rate, stop)
+        for listener in self.after_start:
+            listener(numbers)
         self.iteration += 1
         self._unread.append(Unread(numbers, self.iteration, draw.steps, rate))
         if self.memory.host and self.config.use_pool:
@@ -208,8 +211,7 @@ class PoolTrainer:
         """
         from fastnca.training.loop import fit
 
-        path = None if metrics is None else Path(metrics)
-        return fit(self, path, progress, on_step, run)
+        return fit(self, None if metrics is None else Path(metrics), progress, on_step, run)
 
     def copy_weights(self) -> dict[str, Tensor]:
         """Return a copy of the model's `state_dict`."""
