@@ -60,7 +60,6 @@ class GraphedIteration(Iteration):
             and self._processes.size == 1
             and self._config.checkpoint_every == 1
             and type(self._pool) is SamplePool
-            and self._update.on_device
         )
         self._inputs = Inputs(self._config, self._target.device)
         self._side: torch.cuda.Stream | None = None
@@ -147,7 +146,7 @@ class GraphedIteration(Iteration):
             tensors.append(group["lr"])
         for state in optimizer.state.values():
             tensors += state.values()
-        if not all(isinstance(tensor, Tensor) for tensor in tensors):
+        if not all(isinstance(tensor, Tensor) for tensor in tensors):  # a number would be frozen
             return None
         return *options, *((tensor.data_ptr(), tensor.dtype) for tensor in tensors)
 

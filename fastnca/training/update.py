@@ -22,7 +22,6 @@ class Update:
         on_device: True keeps decision and learning rate in tensors; where None, on CUDA only.
 
     Attributes:
-        on_device: whether decision and learning rate are tensors.
         optimizer: Adam.
         good_weights: the `state_dict` that last gave a finite loss and gradient.
     """
@@ -34,14 +33,14 @@ class Update:
         device = parameters[0].device
         self._model = model
         self._config = config
-        self.on_device = device.type == "cuda" if on_device is None else on_device
+        self._on_device = device.type == "cuda" if on_device is None else on_device
         rate: Tensor | float = config.learning_rate
-        if self.on_device:
+        if self._on_device:
             rate = torch.tensor(config.learning_rate, device=device)
         self.optimizer = torch.optim.Adam(
             parameters,
             lr=rate,
-            fused=self.on_device or None,
+            fused=self._on_device or None,
             capturable=device.type == "cuda",
         )
         self.good_weights = copy_weights(model)
@@ -74,7 +73,7 @@ class Update:
             rate: the learning rate; `[]` if the decision stays on the device.
         """
         self._set_rate(rate)
-        if self.on_device:
+        if self._on_device:
             for name, value in self._model.state_dict().items():
                 good = self.good_weights[name]
                 good.copy_(torch.where(fine, value, good))
