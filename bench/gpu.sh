@@ -8,13 +8,14 @@
 #
 #   info         versions and the device            determinism  checkpoints, same bits
 #   report       machine code of every kernel       offsets      more than 2^31 elements
-#   parity       65 cases, outputs and gradients    graph        captures: the package's, a caller's
+#   parity       65 cases, outputs and gradients    graph        captures: rollouts, iterations
 #   gradients    bf16 and large grids, both         persistent   the kernel that waits in itself
 #   operators    opcheck, autograd, refusals        compile      torch.compile, one graph
 #   gpu          the threshold, wide numbers        training     500 iterations, 3 seeds
 #   race         250 repetitions, same bits         host         host cost without launches
 #   mutants      every deliberate mistake is seen
-#   timing       kernels, iterations, memory, host cost; eager and compiled beside them
+#   timing       kernels, iterations, memory, host cost; eager and compiled beside them; the
+#                trainer's iteration, one graph, beside its rollout alone
 #   bench        the quick benchmark
 
 set -u

@@ -2,9 +2,11 @@
 
     python -m tests.kernels.gpu_timing OUTDIR
 
-Writes `timing.csv` and `timing.json`. The fused kernels are compared with the reference before they
-are timed; the baselines are the tutorial's loop with its own masks. Batches of 64 are too large
-to be replayed, so "replayed" is "launched" there.
+Writes `timing.csv`, `timing.json` and `trainer.json`. The fused kernels are compared with the
+reference before they are timed; the baselines are the tutorial's loop with its own masks. Batches
+of 64 are too large to be replayed, so "replayed" is "launched" there. `trainer.json` compares an
+iteration of the pool trainer, one graph, with the rollout and its gradients alone, on the same
+states.
 """
 
 import csv
@@ -20,10 +22,13 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+import fastnca
 from fastnca.fused import fused_rollout, release_graphs
 from fastnca.fused.eager import GRAPHS
 from fastnca.masks import update_mask
 from fastnca.reference import NeuralCA
+from fastnca.training import PoolTrainer, TrainConfig
+from fastnca.training.graphed import WARM_UP
 
 STEPS = 96
 SIZE = 64
@@ -141,6 +146,39 @@ def measure(batch: int, provider: str) -> dict[str, object]:
     }
 
 
+def measure_trainer(batch: int) -> dict[str, object]:
+    """Time the pool trainer's iteration, one graph, and the rollout and its gradients alone."""
+    torch.manual_seed(0)
+    model = fastnca.NeuralCA(backend="triton", precision="fp16").cuda()
+    torch.nn.init.normal_(model.update_net[2].weight, std=0.01)
+    options = {"batch_size": batch, "min_steps": STEPS, "max_steps": STEPS + 1, "seed": 0}
+    config = TrainConfig(learning_rate=1e-5, reseed="none", **options)
+    target = fastnca.create_target_circle(SIZE, device="cuda")
+    trainer = PoolTrainer(model, target, config)
+    trainer.pool.states.uniform_()
+    for _ in range(WARM_UP + 2):
+        trainer.start()
+    assert trainer.iterate._graph is not None, "the iteration was not captured"
+    iteration = milliseconds(trainer.start)
+    skipped = sum(result.skipped for result in trainer.read())
+    states = trainer.pool.gather(torch.arange(batch))
+
+    def differentiate() -> None:
+        model.zero_grad()
+        model.run_steps(states, STEPS, seed=1).square().mean().backward()
+
+    bare = milliseconds(differentiate)
+    return {
+        "batch": batch,
+        "size": SIZE,
+        "steps": STEPS,
+        "trainer_iteration_ms": iteration,
+        "rollout_and_gradients_ms": bare,
+        "trainer_over_rollout": iteration / bare,
+        "iterations_not_finite": skipped,
+    }
+
+
 def workspace_bytes() -> int:
     """Return the bytes that captured rollouts hold between calls; they count as the rollout's."""
     return sum(workspace.bytes for _, workspace in GRAPHS._workspaces.values())
@@ -169,6 +207,9 @@ def main(folder: str) -> None:
             torch.cuda.empty_cache()
             print(rows[-1], flush=True)
     compare(rows)
+    trainers = [measure_trainer(batch) for batch in (4, 8, 64)]
+    print(*trainers, sep="\n")
+    Path(folder, "trainer.json").write_text(json.dumps(trainers, indent=1) + "\n")
     Path(folder, "timing.json").write_text(json.dumps(rows, indent=1) + "\n")
     with Path(folder, "timing.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=rows[0])
