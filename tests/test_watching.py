@@ -1,6 +1,5 @@
-"""Options in files, metrics files, pictures of the pool, TensorBoard, out of memory, the report."""
+"""Options in files, metrics files, pictures of the pool, TensorBoard, out of memory."""
 
-import base64
 import csv
 import io
 import json
@@ -8,24 +7,15 @@ import os
 import sys
 import tomllib
 import types
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from fastnca import NeuralCA, create_seed, create_target_circle
+from fastnca import NeuralCA, create_target_circle
 from fastnca.commands.parser import main
 from fastnca.pictures import encode_mosaic
-from fastnca.report import (
-    Picture,
-    Section,
-    Table,
-    measure_recovery,
-    measure_stability,
-    write_page,
-)
 from fastnca.storage.checkpoints import list_checkpoints
 from fastnca.training import MemoryLimitError, RunDirectory
 from tests.helpers import excite
@@ -299,116 +289,3 @@ def test_checkpoint_every_reaches_the_rollout(monkeypatch):
     monkeypatch.setattr(each.model, "run_steps", run_steps)
     each.step()
     assert asked == [3]
-
-
-class Page(HTMLParser):
-    """Collects what a browser would load or run."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.sources, self.text = [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        for name, value in attributes:
-            assert not name.startswith("on")
-            if name in ("src", "href"):
-                self.sources.append(value)
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def test_the_report_shows_all_parts_and_asks_for_nothing(finished, tmp_path):
-    out = tmp_path / "report.html"
-    flags = ["--steps", "5", "20", "--runs", "2", "--out", str(out)]
-    assert main(["report", str(finished), *flags]) == 0
-    page = Page(out.read_text())
-    assert "script" not in page.tags
-    for part in ("Loss", "Growth", "Regeneration", "Pool", "Stability", "a <b> & c"):
-        assert part in page.text
-    assert all(source.startswith("data:") for source in page.sources)
-    pictures = [s for s in page.sources if s.startswith("data:image/png;base64,")]
-    assert len(pictures) == 8  # loss, growth, target, four kinds of damage, pool
-    for source in pictures:
-        with Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) as picture:
-            picture.verify()
-    assert page.tags.count("table") == 2
-
-
-def test_a_report_on_a_run_that_was_killed(finished, tmp_path):
-    import shutil
-
-    run = tmp_path / "killed"
-    shutil.copytree(finished, run)
-    for name in ("config.json", "model.safetensors", "pool.png"):
-        (run / name).unlink()
-    assert main(["report", str(run), "--steps", "3", "--runs", "1"]) == 0
-    assert (run / "report.html").is_file()
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [(None, "run.toml is missing"), ("x = = 1", "not a TOML file"), ("size = 3", "are missing")],
-)
-def test_what_is_no_run_gets_no_report(tmp_path, capsys, content, words):
-    if content is not None:
-        (tmp_path / "run.toml").write_text(content)
-    assert main(["report", str(tmp_path)]) == 1
-    assert words in capsys.readouterr().err
-
-
-PAYLOADS = (
-    "</title><script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "<!--",
-    "]]>",
-    "&lt;script&gt;",
-    "\u2028</style><script>",
-)
-
-
-@pytest.mark.parametrize("payload", PAYLOADS)
-def test_no_text_breaks_out_of_the_page(payload):
-    parts = [Picture(b"x", payload), Table([payload], [[payload]])]
-    page = Page(write_page(payload, [(payload, payload)], [Section(payload, payload, parts)]))
-    plain = Page(write_page("t", [("t", "t")], [Section("t", "t", [Picture(b"x", "t"), parts[1]])]))
-    assert page.tags == plain.tags
-    assert page.text.count(payload) >= 7
-
-
-def still_life(alpha):
-    """A model that changes nothing, and a state on which the target lies."""
-    model = NeuralCA(6, 4)
-    state = create_seed(8, 6)
-    state[:, 3] = alpha
-    return model, state
-
-
-def test_stability_tells_living_dead_and_exploded_apart():
-    model, alive = still_life(0.5)
-    target = alive[:, :4].clone()
-    results = measure_stability(model, alive, target, [7, 3], runs=3)
-    assert [each.steps for each in results] == [3, 7]
-    assert (results[1].loss, results[1].alive) == (0.0, 1.0)
-    assert (results[1].dead, results[1].exploded) == (0.0, 0.0)
-    gone = measure_stability(model, alive * 0, target, [2])[0]
-    assert (gone.dead, gone.exploded, gone.alive) == (1.0, 0.0, 0.0)
-    assert gone.loss == pytest.approx(float(target.square().mean()))
-    for value in (1e3, float("nan")):
-        wild = alive.clone()
-        wild[0, 5, 2, 2] = value
-        assert measure_stability(model, wild, target, [1])[0].exploded == 1.0
-    assert model.training
-
-
-def test_recovery_is_measured_after_each_damage():
-    model, alive = still_life(0.5)
-    target = alive[:, :4].clone()
-    results = measure_recovery(model, alive, target, runs=2, steps=6)
-    assert len({each.name for each in results}) == 4
-    for each in results:
-        assert each.before == 0.0
-        assert each.after == each.recovered > 0  # a model that changes nothing does not recover
-        assert each.states.shape == (5, 6, 8, 8)

@@ -34,6 +34,20 @@ def expand_config(parser: argparse.ArgumentParser, words: Sequence[str]) -> list
     return list(words) if path is None else [*_read(parser, path), *words]
 
 
+def read_options(path: Path) -> dict[str, Any]:
+    """Read options from a TOML file as they are written there, unchecked.
+
+    Raises:
+        FileFormatError: the file is no TOML.
+        OSError: it cannot be read.
+    """
+    content = read_limited(path, _MAX_BYTES)
+    try:
+        return tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # also of a number with thousands of digits
+        raise FileFormatError(path, f"not a TOML file ({error})") from error
+
+
 def write_config(values: dict[str, Any]) -> str:
     """Write options as TOML that `expand_config` reads.
 
@@ -55,11 +69,7 @@ def _actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 
 def _read(parser: argparse.ArgumentParser, path: Path) -> list[str]:
     """Turn a file into words of the command line."""
-    content = read_limited(path, _MAX_BYTES)
-    try:
-        options = tomllib.loads(content.decode())
-    except (ValueError, RecursionError) as error:  # also of a number with thousands of digits
-        raise FileFormatError(path, f"not a TOML file ({error})") from error
+    options = read_options(path)
     known = {name: a for name, a in _actions(parser).items() if name not in ("config", "help")}
     if unknown := sorted(options.keys() - known.keys()):
         raise FileFormatError(

@@ -2,9 +2,9 @@
 
 import csv
 import io
-import tomllib
+import math
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastnca import __version__
+from fastnca.commands.config_file import read_options
 from fastnca.commands.show import MASK_SEED
 from fastnca.commands.target import make_target
 from fastnca.module import NeuralCA
@@ -19,7 +20,9 @@ from fastnca.pictures import choose_rows, encode_mosaic, plot_loss, rollout_stat
 from fastnca.pictures.render import seed_of
 from fastnca.report import (
     Picture,
+    Recovery,
     Section,
+    Stability,
     Table,
     measure_recovery,
     measure_stability,
@@ -35,64 +38,32 @@ from fastnca.training.processes import cut
 
 _GROWTH = (0, 10, 20, 30, 40, 60, 80, 100)
 _WIDTH = 120  # pixels of a state in a row
+_NEEDED = {"target": str, "size": int, "padding": int | None, "update_rate": int | float}
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def report(arguments: Namespace) -> int:
     """Measure a run and write the page."""
     run: Path = arguments.run_directory
+    out: Path = arguments.out or run / "report.html"
+    if not out.parent.is_dir() or out.is_dir():
+        raise ValueError(f"{out}: no file can be written there")
     options = _read_options(run)
     model = NeuralCA.load(_model_path(run), backend=arguments.backend)
-    rate = float(options["update_rate"])
-    target = make_target(
-        str(options["target"]), int(options["size"]), options.get("padding"), "cpu"
-    ).to(next(model.parameters()).dtype)
+    target = make_target(options["target"], options["size"], options.get("padding"), "cpu")
+    target = target.to(next(model.parameters()).dtype)
     seed_state = seed_of(model, target.shape[-1])
     print(f"measuring {max(arguments.steps)} steps of {arguments.runs} rollouts ...", flush=True)
-    measured = {"runs": arguments.runs, "update_rate": rate}
+    measured = {"runs": arguments.runs, "update_rate": options["update_rate"]}
     stability = measure_stability(model, seed_state, target, arguments.steps, **measured)
     recovery = measure_recovery(model, seed_state, target, **measured)
     sections = [
-        *_loss_section(run),
+        _loss_section(run),
         _growth_section(model, seed_state, target),
-        Section(
-            "Regeneration",
-            f"States grown for {GROW_STEPS} steps, damaged, and at three moments of the next "
-            f"{recovery[0].steps} steps. The losses are medians of {arguments.runs} rollouts.",
-            [
-                Table(
-                    ("damage", "loss before", "right after", f"{recovery[0].steps} steps later"),
-                    [
-                        (each.name, *map(_number, (each.before, each.after, each.recovered)))
-                        for each in recovery
-                    ],
-                ),
-                *(Picture(_strip(each.states), each.name) for each in recovery),
-            ],
-        ),
-        *_pool_section(run),
-        Section(
-            "Stability",
-            f"{arguments.runs} rollouts from the seed with random updates. A rollout is dead when "
-            f"no cell lives, exploded when a value is not finite or beyond {EXPLODED:g}.",
-            [
-                Table(
-                    ("steps", "median loss", "living cells / target's", "dead", "exploded"),
-                    [
-                        (
-                            f"{each.steps:,}",
-                            _number(each.loss),
-                            f"{each.alive:.2f}",
-                            f"{each.dead:.0%}",
-                            f"{each.exploded:.0%}",
-                        )
-                        for each in stability
-                    ],
-                )
-            ],
-        ),
+        _regeneration_section(recovery, arguments.runs),
+        _pool_section(run),
+        _stability_section(stability, arguments.runs),
     ]
-    out: Path = arguments.out or run / "report.html"
     page = write_page(f"fastnca: {run.resolve().name}", list(_facts(model, options)), sections)
     write_atomically(out, page.encode())
     print(out)
@@ -109,12 +80,9 @@ def _read_options(run: Path) -> dict[str, Any]:
     path = run / "run.toml"
     if not path.is_file():
         raise FileNotFoundError(f"{run}: no run of fastnca train here (run.toml is missing)")
-    try:
-        options = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FileFormatError(path, f"not a TOML file ({error})") from error
-    if missing := [name for name in ("target", "size", "update_rate") if name not in options]:
-        raise FileFormatError(path, f"options are missing: {', '.join(missing)}")
+    options = read_options(path)
+    if wrong := [name for name, kind in _NEEDED.items() if not isinstance(options.get(name), kind)]:
+        raise FileFormatError(path, f"options are missing or of a wrong type: {', '.join(wrong)}")
     return options
 
 
@@ -135,20 +103,25 @@ def _facts(model: NeuralCA, options: dict[str, Any]) -> Iterator[tuple[str, str]
     yield "written by", f"fastnca {__version__}, torch {torch.__version__}"
 
 
-def _loss_section(run: Path) -> Iterator[Section]:
+def _loss_section(run: Path) -> Section:
     path = run / "metrics.csv"
     if not path.is_file():
-        return
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = list(csv.DictReader(file))
-    losses = [float(row["loss"]) for row in rows if row.get("loss")]
+        return Section("Loss", "The run has no metrics.csv.")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
+        losses = [float(row["loss"]) for row in rows]
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise FileFormatError(path, f"not the metrics of a run ({error})") from error
     if not losses:
-        return
+        return Section("Loss", "No iteration is done.")
     skipped = sum(row.get("skipped") == "1" for row in rows)
+    figure = plot_loss(losses, title="")
+    figure.set_size_inches(6.4, 4.0)  # letters can be read on a small screen
     drawing = io.BytesIO()
-    plot_loss(losses, title="").savefig(drawing, format="png", dpi=110)
+    figure.savefig(drawing, format="png", dpi=140)
     text = f"{len(losses):,} iterations, {skipped} of them skipped for numbers that are not finite."
-    yield Section("Loss", text, [Picture(drawing.getvalue(), "loss of every iteration", True)])
+    return Section("Loss", text, [Picture(drawing.getvalue(), "loss of every iteration", True)])
 
 
 def _growth_section(model: NeuralCA, seed_state: Tensor, target: Tensor) -> Section:
@@ -165,15 +138,61 @@ def _growth_section(model: NeuralCA, seed_state: Tensor, target: Tensor) -> Sect
     )
 
 
-def _pool_section(run: Path) -> Iterator[Section]:
-    """Show states of the pool in the newest intact checkpoint, if there is one."""
+def _regeneration_section(recovery: Sequence[Recovery], runs: int) -> Section:
+    *some, last = recovery[0].moments
+    return Section(
+        "Regeneration",
+        f"A state grown for {GROW_STEPS} steps, the same right after the damage, and "
+        f"{', '.join(map(str, some))} and {last} steps later. The losses are medians of {runs} "
+        "rollouts.",
+        [
+            Table(
+                ("damage", "loss before", "right after", f"{last} steps later"),
+                [
+                    (each.name, *map(_number, (each.before, each.after, each.recovered)))
+                    for each in recovery
+                ],
+            ),
+            *(Picture(_strip(each.states), each.name) for each in recovery),
+        ],
+    )
+
+
+def _stability_section(stability: Sequence[Stability], runs: int) -> Section:
+    return Section(
+        "Stability",
+        f"{runs} rollouts from the seed with random updates. A rollout has exploded when a value "
+        f"is not finite or beyond ±{EXPLODED:g}; it is dead when it has not and no cell lives. "
+        "Living cells are those of the rollouts that have not exploded, relative to the target's.",
+        [
+            Table(
+                ("steps", "median loss", "living cells", "dead", "exploded"),
+                [
+                    (
+                        f"{each.steps:,}",
+                        _number(each.loss),
+                        "none left" if math.isnan(each.alive) else f"{each.alive:.2f} x",
+                        f"{each.dead:.0%}",
+                        f"{each.exploded:.0%}",
+                    )
+                    for each in stability
+                ],
+            )
+        ],
+    )
+
+
+def _pool_section(run: Path) -> Section:
+    """Show states of the pool in the newest intact checkpoint."""
     try:
         path, header, _ = newest_intact(run)
-    except (FileNotFoundError, FileFormatError):
-        return
+    except (FileNotFoundError, FileFormatError) as error:
+        return Section(
+            "Pool", f"The pool is in the checkpoints, and there is none to read: {error}."
+        )
     config, processes = header["config"], int(header["processes"])
     if not config["use_pool"]:
-        return
+        return Section("Pool", "The run has none: every rollout began at the seed.")
     dtype = torch.float16 if config["half_pool"] else _DTYPES[header["dtype"]]
     total, size = int(config["pool_size"]), int(header["size"])
     rows = choose_rows(total)
@@ -186,7 +205,7 @@ def _pool_section(run: Path) -> Iterator[Section]:
                 read_rows(file, "pool", row - first, states[number : number + 1])
     text = f"{len(rows)} of {total:,} states after {header['iteration']:,} iterations."
     picture = Picture(encode_mosaic(states.float()), "states of the pool")
-    yield Section("Pool", text, [picture])
+    return Section("Pool", text, [picture])
 
 
 def _strip(states: Tensor) -> bytes:
@@ -196,4 +215,4 @@ def _strip(states: Tensor) -> bytes:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{value:#.3g}" if math.isfinite(value) else "not finite"

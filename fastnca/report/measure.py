@@ -1,5 +1,6 @@
 """How a trained model behaves beyond what it was trained on."""
 
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,11 +26,13 @@ class Stability:
 
     Attributes:
         steps: how many.
-        loss: median over the rollouts of the mean squared error of RGBA.
-        alive: mean number of living cells (alpha above the threshold), as a multiple of the
-            target's.
-        dead: share of rollouts without a living cell.
-        exploded: share of rollouts with a value that is not finite or above `EXPLODED`.
+        loss: median over the rollouts of the mean squared error of RGBA; a rollout with values
+            that are not finite counts as infinite.
+        alive: mean number of living cells (alpha above the threshold) of the rollouts that did
+            not explode, as a multiple of the target's; NaN if all did.
+        dead: share of rollouts that did not explode and have no living cell, in [0, 1].
+        exploded: share of rollouts with a value that is not finite or beyond ±`EXPLODED`, in
+            [0, 1].
     """
 
     steps: int
@@ -45,18 +48,18 @@ class Recovery:
 
     Attributes:
         name: of the damage.
-        before: median loss before it.
+        before: median loss before it, as in `Stability`.
         after: median loss right after it.
-        recovered: median loss `steps` steps later.
-        steps: see there.
-        states: `[5, C, S, S]`, one rollout before, right after, and at three moments of recovery.
+        recovered: median loss at the last of `moments`.
+        moments: steps after the damage, three of them.
+        states: `[5, C, S, S]`, one rollout before, right after, and at each of `moments`.
     """
 
     name: str
     before: float
     after: float
     recovered: float
-    steps: int
+    moments: tuple[int, int, int]
     states: Tensor
 
 
@@ -119,12 +122,13 @@ def measure_recovery(
         state = grown.masked_fill(cells.to(grown.device), 0.0)
         losses = [_median_loss(grown, target), _median_loss(state, target)]
         states = [grown[0], state[0]]
-        for part in range(3):
-            first, last = steps * part // 3, steps * (part + 1) // 3
-            state = _advance(model, state, GROW_STEPS + first, last - first, update_rate)
+        moments, done = (steps // 3, steps * 2 // 3, steps), 0
+        for moment in moments:
+            state = _advance(model, state, GROW_STEPS + done, moment - done, update_rate)
             states.append(state[0])
-        recovered = _median_loss(state, target)
-        results.append(Recovery(name, losses[0], losses[1], recovered, steps, torch.stack(states)))
+            done = moment
+        losses.append(_median_loss(state, target))
+        results.append(Recovery(name, *losses, moments, torch.stack(states)))
     return results
 
 
@@ -154,17 +158,18 @@ def _advance(model: NeuralCA, state: Tensor, done: int, steps: int, rate: float)
 
 def _look(state: Tensor, target: Tensor, steps: int) -> Stability:
     alive = (state[:, ALPHA] > ALIVE_THRESHOLD).sum(dim=(1, 2))
-    wild = ~(state.abs().amax(dim=(1, 2, 3)) <= EXPLODED)
+    wild = ~(state.abs().amax(dim=(1, 2, 3)) <= EXPLODED)  # true of NaN, too
     covered = int((target[:, ALPHA] > ALIVE_THRESHOLD).sum())
     return Stability(
         steps,
         _median_loss(state, target),
-        float(alive.float().mean()) / max(1, covered),
-        float((alive == 0).float().mean()),
+        float(alive[~wild].float().mean()) / max(1, covered),
+        float((~wild & (alive == 0)).float().mean()),
         float(wild.float().mean()),
     )
 
 
 def _median_loss(state: Tensor, target: Tensor) -> float:
     difference = get_visible_state(state) - target
-    return float(difference.square().mean(dim=(1, 2, 3)).median())
+    losses = difference.square().mean(dim=(1, 2, 3))
+    return statistics.median(losses.nan_to_num(nan=torch.inf, posinf=torch.inf).tolist())
