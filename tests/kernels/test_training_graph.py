@@ -129,7 +129,10 @@ def test_graph_of_an_iteration_that_cannot_be_captured(monkeypatch, caplog) -> N
 
 
 @on_gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_graph_of_an_iteration_waits_for_nothing_and_gives_its_memory_back() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()
     graph, _ = cuda_trainer(True, "regenerating")
     best = BestWeights(graph)
@@ -142,7 +145,8 @@ def test_graph_of_an_iteration_waits_for_nothing_and_gives_its_memory_back() -> 
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(graph.read()) == FIRST + 31
+    assert torch.cuda.memory_reserved() - before > 2**25  # of a graph: 51 MB are the states alone
     del best, graph
     gc.collect()
     torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() - before < 2**26
+    assert torch.cuda.memory_reserved() - before < 2**24
