@@ -219,7 +219,7 @@ class NeuralCA(reference.NeuralCA):
 
         Raises:
             OSError: the files cannot be written.
-            TypeError: `metadata` is not JSON-serialisable.
+            TypeError, ValueError: `metadata`, a weight, a size or the dtype has no place in them.
         """
         from fastnca.storage.model import save_model
 

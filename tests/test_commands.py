@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +104,19 @@ def test_train_does_not_overwrite_a_run(run, tmp_path, capsys):
     assert main(["train", *QUICK, "--out", str(tmp_path), "--force"]) == 0
 
 
+@pytest.mark.parametrize(
+    "flags", [["--hidden", "9000"], ["--tensorboard"], ["--backend", "triton"], ["--keep", "0"]]
+)
+def test_what_is_refused_overwrites_nothing(run, tmp_path, monkeypatch, flags):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    assert main(["train", *QUICK, *flags, "--force", "--out", str(copy)]) == 1
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
 def test_train_resumes(tmp_path, capsys):
     out = str(tmp_path / "run")
     longer = [*QUICK[:-8], "--iterations", "5", *QUICK[-8:]]
@@ -178,7 +193,9 @@ def test_interrupted_training_saves_and_tells_the_way_on(tmp_path, number, code)
         said, complained = process.communicate(timeout=120)
     assert process.returncode == code
     assert complained == ""
-    assert f"continue with --out {out} --resume" in said
+    (words,) = [line for line in said.splitlines() if "continue with: " in line]
+    again = shlex.split(words.partition("continue with: fastnca ")[2])
+    assert main([*again, "--iterations", "1"]) == 0  # done already
     checkpoint = out / (out / "latest").read_text().strip()
     assert json.loads((checkpoint / "manifest.json").read_text())["iteration"] >= 3
     assert NeuralCA.load(out).metadata["size"] == 12
@@ -236,7 +253,7 @@ def test_the_damaged_disc_is_where_it_was_asked_for():
 
     from fastnca.commands.show import _damage
 
-    inside = _damage(Namespace(damage="disc", center=(4.0, 10.0), radius=2.5), 16)
+    inside = _damage(Namespace(damage="disc", box=None, center=(4.0, 10.0), radius=2.5), 16)
     y, x = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
     assert torch.equal(inside, (y - 4) ** 2 + (x - 10) ** 2 < 2.5**2)
 
@@ -263,7 +280,10 @@ def test_info(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "--target", "cube"], "one of circle, ring, heart, star, flower, leaf, got cube"),
+        (
+            ["train", "--target", "cube"],
+            "one of circle, ring, heart, star, flower, leaf, got 'cube'",
+        ),
         (["train", "--channels", "3", "--out", "x"], "num_channels must be at least 4"),
         (
             ["train", "--batch-size", "9", "--pool-size", "4", "--no-replacement"],
@@ -271,23 +291,52 @@ def test_info(capsys, monkeypatch):
         ),
         (["train", "--update-rate", "2"], "in [0, 1]"),
         (["train", "--backend", "triton", "--out", "x"], "backend 'triton' was asked for"),
+        (["train", "--target", "."], "must be a picture file or one of circle"),
+        (["train", "--padding", "3"], "circle is drawn without one"),
+        (["train", "--hidden", "9000", "--size", "8", "--out", "x"], "from 1 to 8192, got 9000"),
+        (["train", "--resume", "--out", "x"], "x: no saved run"),
+        (["train", "--out", "MODEL/config.json"], "is a file; a run needs a directory"),
+        (["train", "--config", "none.toml"], "none.toml: No such file or directory"),
         (["grow", "nowhere"], "no such model directory or file"),
         (["grow", "MODEL", "--out", "a.jpg"], "written as .png (panels) or .gif"),
         (["grow", "MODEL", "--out", "no/where.png"], "there is no directory no"),
         (["regenerate", "MODEL", "--box", "20", "20", "30", "30"], "covers no cell"),
         (["regenerate", "MODEL", "--damage", "disc", "--center", "99", "99"], "covers no cell"),
+        (["regenerate", "MODEL", "--radius", "3"], "--radius belongs to --damage disc"),
+        (
+            ["regenerate", "MODEL", "--damage", "disc", "--box", "1", "1", "2", "2"],
+            "--box belongs to --damage rectangle",
+        ),
         (["life", "--pattern", "acorn", "--size", "3"], "needs a grid of at least 7"),
     ],
 )
 def test_refusals_are_one_sentence(arguments, words, model_dir, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    arguments = [str(model_dir) if word == "MODEL" else word for word in arguments]
+    arguments = [word.replace("MODEL", str(model_dir)) for word in arguments]
     assert main(arguments) == 1
     said = capsys.readouterr()
     assert words in said.err
     assert said.err.startswith("fastnca: ")
     assert "Traceback" not in said.err
+    assert not list(tmp_path.glob("x/[!.]*"))
+
+
+def test_a_model_larger_than_any_memory_exits_4(tmp_path, capsys):
+    sizes = ["--hidden", "2000000000", "--channels", "2000000000"]
+    assert main(["train", *sizes, "--out", str(tmp_path / "x")]) == 4
+    said = capsys.readouterr().err
+    assert said.startswith("fastnca: memory ran out (")
+    assert said.count("\n") == 1
+
+
+def test_a_fault_of_the_program_is_not_hidden(monkeypatch):
+    def reasons(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("fastnca.commands.info.fused_reasons", reasons)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["info"])
 
 
 @pytest.mark.parametrize(
@@ -298,6 +347,14 @@ def test_refusals_are_one_sentence(arguments, words, model_dir, monkeypatch, tmp
         ["train", "--size", "0"],
         ["train", "--iterations", "many"],
         ["train", "--colour", "red"],
+        ["train", "--size", "big"],
+        ["train", "--size", "65537"],
+        ["life", "--size", "65537"],
+        ["grow", "m", "--steps", "99999999999999999999"],
+        ["train", "--timeout", "soon"],
+        ["train", "--config"],
+        ["train", "--conf", "run.toml"],  # no abbreviations: expand_config would not see it
+        ["train", "--device", "meta"],
         ["train", "--device", "cuda:77"],
         ["train", "--preset", "distill"],
         ["grow"],
@@ -308,7 +365,9 @@ def test_wrong_arguments_exit_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage: fastnca" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "usage: fastnca" in said
+    assert "_positive" not in said
 
 
 def test_a_damaged_model_is_named(model_dir, capsys):

@@ -202,10 +202,6 @@ def test_no_flipped_bit_is_loaded_silently(two, memory_path, kind):
     assert intact == 0 if kind != "manifest.json" else intact < 20
 
 
-def cut(content, percent):
-    return content[: len(content) * percent // 100]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_truncated_file_is_loaded(two, memory_path, kind):
     for part in range(100):

@@ -1,5 +1,6 @@
 """Several processes that train one model, on a CPU, as torchrun starts them."""
 
+import base64
 import itertools
 import json
 import os
@@ -10,7 +11,10 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from fastnca.commands.parser import main
+from fastnca.pictures import encode_mosaic
 from fastnca.training import PoolTrainer, Processes, RunDirectory, TrainConfig
 from fastnca.training.processes import cut, local_device, open_address
 from tests.process_worker import digest, make
@@ -169,7 +173,11 @@ def test_the_command_line_under_torchrun(tmp_path):
     assert "2 processes, each with 3 states" in done.stdout
     assert (out / "growth.png").is_file()
     assert len((out / "metrics.csv").read_text().splitlines()) == 4
-    from fastnca.commands.parser import main
+    assert main(["report", str(out), "--steps", "2", "--runs", "1"]) == 0
+    files = sorted((out / "ckpt-00000003").glob("pool-*"))
+    pool = torch.cat([load_file(file)["pool"] for file in files])
+    picture = base64.b64encode(encode_mosaic(pool)).decode()
+    assert picture in (out / "report.html").read_text()
 
     assert main(["train", *QUICK, "--iterations", "5", "--resume", "--out", str(out)]) == 0
     assert len((out / "metrics.csv").read_text().splitlines()) == 6
@@ -202,6 +210,27 @@ def test_environment_of_torchrun(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_ADDR", "10.0.0.7")
     assert open_address() == "10.0.0.7"
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be a number of processes, got 'two'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be a number of processes, got '0'"),
+        ({"WORLD_SIZE": "2"}, "did not find the other 1 .*RANK.*; start all of them"),
+        (
+            {"WORLD_SIZE": "3", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+            "did not find the other 2 .*; start all of them together, with torchrun",
+        ),
+    ],
+    ids=["text", "none", "no rank", "nobody there"],
+)
+def test_processes_that_do_not_meet(monkeypatch, variables, words):
+    monkeypatch.delenv("RANK", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises((ConnectionError, ValueError), match=words):
+        Processes.join(torch.device("cpu"), 1)
 
 
 def test_too_many_processes_for_the_pool_are_refused():

@@ -8,10 +8,10 @@ import signal
 import pytest
 import torch
 
-from fastnca import FileFormatError, NeuralCA
+from fastnca import FileFormatError, NeuralCA, create_target_circle, reference
 from fastnca.storage import atomic, checkpoints
 from fastnca.storage.lock import DirectoryInUseError, lock_directory
-from fastnca.training import CheckpointError, RunDirectory, StopNow
+from fastnca.training import CheckpointError, PoolTrainer, RunDirectory, StopNow, TrainConfig
 from fastnca.training import run as run_module
 from tests.runs import advance, assert_same, make_trainer
 
@@ -195,6 +195,7 @@ BAD_FIELDS = {
     "wrong size": ({"hidden_dim": 7}, "hidden_dim 7, this one 6"),
     "more processes": ({"processes": 2}, "no file|No such file"),
     "moments": ({"optimizer_steps": 0}, "unknown tensors"),
+    "run": ({"run_id": 3}, "'run_id' must be text"),
 }
 
 
@@ -307,6 +308,16 @@ def test_weights_that_are_not_finite_are_not_saved(memory_path):
     assert load(memory_path).iteration == 3
 
 
+def test_a_model_that_no_file_can_hold_is_refused_before_the_first_iteration(memory_path):
+    unnamed = make_trainer()
+    unnamed.model.metadata = {"target": object()}
+    plain = PoolTrainer(reference.NeuralCA(8, 6), create_target_circle(8), TrainConfig())
+    for each, words in ((unnamed, "not JSON"), (plain, "got a fastnca.reference.NeuralCA")):
+        with pytest.raises(TypeError, match=words):
+            each.fit(progress=False, run=RunDirectory(memory_path))
+        assert each.iteration == 0
+
+
 def test_a_run_goes_on_when_it_cannot_save_and_stops_after_three_times(
     memory_path, monkeypatch, capsys
 ):
@@ -367,6 +378,23 @@ def test_a_signal_at_any_moment_saves_once(
     assert each.iteration < 30
     assert names(memory_path)[-1] == f"ckpt-{each.iteration:08d}"
     assert_same(each, load(memory_path))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")
+def test_a_signal_during_the_last_save_is_obeyed_after_it(memory_path, monkeypatch):
+    each = make_trainer(iterations=3)
+    real = os.write
+
+    def write(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(atomic.os, "write", real)
+        return real(*arguments)
+
+    monkeypatch.setattr(atomic.os, "write", write)
+    with pytest.raises(SystemExit) as caught:
+        each.fit(progress=False, run=RunDirectory(memory_path))
+    assert caught.value.code == 143
+    assert load(memory_path).iteration == 3
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")

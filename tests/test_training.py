@@ -290,7 +290,7 @@ def test_resume_refuses_another_run(tmp_path):
             other.resume(tmp_path)
     turned = trainer()
     turned.target = turned.target * 0.5
-    with pytest.raises(ValueError, match="target_sha256"):
+    with pytest.raises(ValueError, match="has another target"):
         turned.resume(tmp_path)
     with pytest.raises(FileNotFoundError, match="no saved run"):
         trainer().resume(tmp_path / "none")

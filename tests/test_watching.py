@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import sys
 import tomllib
 import types
@@ -153,6 +154,15 @@ def test_pictures_of_the_pool(finished):
     assert sorted(os.listdir(finished / "pools")) == ["00000002.png", "00000004.png"]
     with Image.open(finished / "pool.png") as picture:
         assert picture.size == (3 * 25 + 1, 2 * 25 + 1)  # 5 states in rows of 3
+
+
+def test_an_overwritten_run_leaves_no_pictures(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "pools" / "mine.png").write_text("x")
+    flags = ["--mosaic-interval", "4", "--force", "--out", str(run)]
+    assert main(["train", *QUICK, *flags]) == 0
+    assert sorted(os.listdir(run / "pools")) == ["00000004.png", "mine.png"]
 
 
 def test_a_mosaic_shows_every_state_in_its_place():

@@ -29,7 +29,7 @@ def expand_config(parser: argparse.ArgumentParser, words: Sequence[str]) -> list
         OSError: it cannot be read.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", type=Path)
+    finder.add_argument("--config", type=Path, nargs="?")  # `parser` complains of a missing name
     path = finder.parse_known_args(words)[0].config
     return list(words) if path is None else [*_read(parser, path), *words]
 

@@ -15,6 +15,10 @@ from fastnca import __version__
 from fastnca.backends import BACKENDS, BackendError
 from fastnca.commands.config_file import expand_config
 from fastnca.storage import FileFormatError
+from fastnca.training.memory import MemoryLimitError, is_out_of_memory
+
+_MOST = 2**31 - 1
+_LARGEST = 1 << 16  # cells per side
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,20 +28,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parse(words)
         return int(arguments.run(arguments))
     except (BackendError, FileFormatError, OSError, TypeError, ValueError) as error:
-        print(f"fastnca: {error}", file=sys.stderr)
+        print(f"fastnca: {_sentence(error)}", file=sys.stderr)
         return 1
-    except MemoryError as error:
-        print(f"fastnca: {error or 'memory ran out'}", file=sys.stderr)
+    except MemoryLimitError as error:
+        print(f"fastnca: {error}", file=sys.stderr)
+        return 4
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fault = str(error).splitlines()[0] if str(error) else "no more is known"
+        print(f"fastnca: memory ran out ({fault}); use a smaller grid or model", file=sys.stderr)
         return 4
     except KeyboardInterrupt:
         return 130
+
+
+def _sentence(error: Exception) -> str:
+    """Say what went wrong, the file first where the system names one."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
     """Parse the command line, with the options of the file that --config names."""
     parser = _build_parser()
     if words[:1] == ["train"]:
-        options = argparse.ArgumentParser(add_help=False)
+        options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         _add_train(options)
         words = ["train", *expand_config(options, words[1:])]
     return parser.parse_args(words)
@@ -51,13 +68,17 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fastnca {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
-    _add_train(commands.add_parser("train", help="train a model and draw what it learned"))
-    _add_grow(commands.add_parser("grow", help="draw a saved model growing from its seed"))
-    _add_regenerate(commands.add_parser("regenerate", help="draw its recovery from damage"))
-    _add_report(commands.add_parser("report", help="measure and show a run as one HTML page"))
-    _add_life(commands.add_parser("life", help="draw Conway's Game of Life"))
-    about = commands.add_parser("info", help="print versions, devices and backends")
-    about.set_defaults(run=info)
+
+    def command(name: str, summary: str) -> argparse.ArgumentParser:
+        # an abbreviated --config would escape expand_config
+        return commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+
+    _add_train(command("train", "train a model and draw what it learned"))
+    _add_grow(command("grow", "draw a saved model growing from its seed"))
+    _add_regenerate(command("regenerate", "draw its recovery from damage"))
+    _add_report(command("report", "measure and show a run as one HTML page"))
+    _add_life(command("life", "draw Conway's Game of Life"))
+    command("info", "print versions, devices and backends").set_defaults(run=info)
     return parser
 
 
@@ -69,7 +90,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(TARGETS)
     parser.set_defaults(run=train)
     parser.add_argument("--target", default="circle", help=f"{names}, or a picture file")
-    parser.add_argument("--size", type=_positive, default=64, help="cells per side (64)")
+    parser.add_argument("--size", type=_side, default=64, help="cells per side (64)")
     parser.add_argument("--padding", type=_count, help="empty cells around a picture (size / 8)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="options as TOML")
     parser.add_argument("--out", type=Path, help="directory of the run (runs/TARGET)")
@@ -172,14 +193,14 @@ def _add_life(parser: argparse.ArgumentParser) -> None:
 
     parser.set_defaults(run=life)
     parser.add_argument("--pattern", choices=list(LIFE_PATTERNS), default="glider")
-    parser.add_argument("--size", type=_positive, default=32, help="cells per side (32)")
+    parser.add_argument("--size", type=_side, default=32, help="cells per side (32)")
     parser.add_argument("--steps", type=_count, default=50, help="steps of the run (50)")
     _add_out(parser)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="directory of a run, or a tutorial .pt file")
-    parser.add_argument("--size", type=_positive, help="cells per side (as it was trained)")
+    parser.add_argument("--size", type=_side, help="cells per side (as it was trained)")
     parser.add_argument(
         "--synchronous",
         action="store_true",
@@ -200,23 +221,35 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
-    return value
+    return _whole(text, 0)
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return _whole(text, 1)
+
+
+def _side(text: str) -> int:
+    return _whole(text, 1, _LARGEST)
+
+
+def _whole(text: str, least: int, most: int = _MOST) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+    if not least <= value <= most:
+        bound = f"at least {least}" if value < least else f"at most {most}"
+        raise argparse.ArgumentTypeError(f"must be {bound}, got {text}")
     return value
 
 
 def _length(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
     return value
 
 
@@ -229,7 +262,7 @@ def _device(text: str) -> str:
         text = "cuda" if torch.cuda.is_available() else "cpu"
     text = local_device(text)
     try:
-        torch.empty(0, device=torch.device(text))
+        torch.zeros((), device=torch.device(text)).item()  # "meta" holds no numbers
     except (RuntimeError, AssertionError) as error:
         fault = str(error).splitlines()[0]
         raise argparse.ArgumentTypeError(f"cannot use device {text!r}: {fault}") from error

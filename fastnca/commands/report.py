@@ -30,14 +30,15 @@ from fastnca.report import (
 )
 from fastnca.report.measure import EXPLODED, GROW_STEPS
 from fastnca.storage.atomic import write_atomically
-from fastnca.storage.bundle import FileFormatError
-from fastnca.storage.checkpoints import newest_intact
+from fastnca.storage.bundle import FileFormatError, read_field
+from fastnca.storage.checkpoints import MANIFEST, newest_intact
 from fastnca.storage.tensors import read_rows
 from fastnca.training.checkpoint import shard_name
 from fastnca.training.processes import cut
 
 _GROWTH = (0, 10, 20, 30, 40, 60, 80, 100)
 _WIDTH = 120  # pixels of a state in a row
+_MAX_COUNT = 2**53
 _NEEDED = {"target": str, "size": int, "padding": int | None, "update_rate": int | float}
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -45,10 +46,10 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 def report(arguments: Namespace) -> int:
     """Measure a run and write the page."""
     run: Path = arguments.run_directory
+    options = _read_options(run)
     out: Path = arguments.out or run / "report.html"
     if not out.parent.is_dir() or out.is_dir():
         raise ValueError(f"{out}: no file can be written there")
-    options = _read_options(run)
     model = NeuralCA.load(_model_path(run), backend=arguments.backend)
     target = make_target(options["target"], options["size"], options.get("padding"), "cpu")
     target = target.to(next(model.parameters()).dtype)
@@ -190,21 +191,26 @@ def _pool_section(run: Path) -> Section:
         return Section(
             "Pool", f"The pool is in the checkpoints, and there is none to read: {error}."
         )
-    config, processes = header["config"], int(header["processes"])
-    if not config["use_pool"]:
+    try:
+        config, iteration = dict(header["config"]), read_field(header, "iteration", 0, _MAX_COUNT)
+        total = read_field(config, "pool_size", 1, _MAX_COUNT) if config["use_pool"] else 0
+        processes = read_field(header, "processes", 1, total) if total else 1
+        dtype = torch.float16 if config["half_pool"] else _DTYPES[header["dtype"]]
+        channels = read_field(header, "num_channels", 1, 1024)
+        size = read_field(header, "size", 1, 1 << 16)
+        state = torch.empty(1, channels, size, size, dtype=dtype)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(path / MANIFEST, f"a field is wrong ({error})") from error
+    if not total:
         return Section("Pool", "The run has none: every rollout began at the seed.")
-    dtype = torch.float16 if config["half_pool"] else _DTYPES[header["dtype"]]
-    total, size = int(config["pool_size"]), int(header["size"])
-    rows = choose_rows(total)
-    states = torch.empty(len(rows), int(header["num_channels"]), size, size, dtype=dtype)
-    for rank in range(processes):
-        first, last = cut(total, rank, processes)
-        for number, row in enumerate(rows.tolist()):
-            if first <= row < last:
-                file = path / shard_name(rank, processes)
-                read_rows(file, "pool", row - first, states[number : number + 1])
-    text = f"{len(rows)} of {total:,} states after {header['iteration']:,} iterations."
-    picture = Picture(encode_mosaic(states.float()), "states of the pool")
+    shown = []
+    for row in choose_rows(total).tolist():
+        rank = ((row + 1) * processes - 1) // total  # the inverse of `cut`
+        file = path / shard_name(rank, processes)
+        read_rows(file, "pool", row - cut(total, rank, processes)[0], state)
+        shown.append(state.clone())
+    text = f"{len(shown)} of {total:,} states after {iteration:,} iterations."
+    picture = Picture(encode_mosaic(torch.cat(shown).float()), "states of the pool")
     return Section("Pool", text, [picture])
 
 

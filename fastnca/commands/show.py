@@ -135,6 +135,7 @@ def _default_paths(model: Path, name: str) -> list[Path]:
 
 def _damage(arguments: Namespace, size: int) -> Tensor:
     """Return the damaged cells, `[size, size]` bool."""
+    _refuse_others(arguments)
     if arguments.damage == "rectangle":
         low, high = size * 20 // 64, max(size * 44 // 64, size * 20 // 64 + 1)
         top, left, bottom, right = arguments.box or (low, low, high, high)
@@ -147,6 +148,14 @@ def _damage(arguments: Namespace, size: int) -> Tensor:
     if not inside.any():
         raise ValueError(f"the disc at {y}, {x} covers no cell of a {size}x{size} grid")
     return inside
+
+
+def _refuse_others(arguments: Namespace) -> None:
+    """Refuse options of the other kind of damage."""
+    kinds = {"box": "rectangle", "center": "disc", "radius": "disc"}
+    for name, kind in kinds.items():
+        if getattr(arguments, name) is not None and arguments.damage != kind:
+            raise ValueError(f"--{name} belongs to --damage {kind}, not to {arguments.damage}")
 
 
 def _pattern(name: str, size: int) -> Tensor:

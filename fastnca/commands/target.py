@@ -22,13 +22,14 @@ def make_target(name: str, size: int, padding: int | None, device: str) -> Tenso
 
     Raises:
         FileFormatError: the picture cannot be read.
-        ValueError: there is no such target and no such file.
+        ValueError: there is no such target and no such file, or a drawn target gets a padding.
     """
     if name in TARGETS:
+        if padding is not None:
+            raise ValueError(f"--padding is for picture files, and {name} is drawn without one")
         return create_target(name, size, device=device)
-    path = Path(name)
-    if not path.exists():
+    if not Path(name).is_file():
         raise ValueError(
-            f"--target must be a picture file or one of {', '.join(TARGETS)}, got {path}"
+            f"--target must be a picture file or one of {', '.join(TARGETS)}, got {name!r}"
         )
-    return load_target(path, size, padding, device=device)
+    return load_target(name, size, padding, device=device)

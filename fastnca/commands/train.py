@@ -1,9 +1,11 @@
 """`fastnca train`: train a model and draw what it learned."""
 
 import math
+import shlex
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,12 @@ from fastnca.commands.config_file import write_config
 from fastnca.commands.output import save_figure
 from fastnca.commands.show import GROW_STEPS, MASK_SEED, REGROW_STEPS, growth_gif
 from fastnca.commands.target import make_target
-from fastnca.commands.watch import Watch, draw_pool
+from fastnca.commands.watch import Watch, draw_pool, find_writer, forget_pictures
 from fastnca.module import NeuralCA
 from fastnca.pictures import plot_loss, visualize_growth, visualize_regeneration
 from fastnca.storage.atomic import write_atomically
 from fastnca.storage.checkpoints import list_checkpoints
+from fastnca.storage.model import describe_model
 from fastnca.support import choose_backend
 from fastnca.training import (
     BestWeights,
@@ -46,6 +49,7 @@ def train(arguments: Namespace) -> int:
     The model that is saved is the one that grew best (`BestWeights`); the checkpoints that
     `--resume` continues from lie beside it.
     """
+    writer = find_writer() if arguments.tensorboard else None
     processes = Processes.join(torch.device(arguments.device), arguments.timeout)
     config = _config(arguments)
     target = make_target(arguments.target, arguments.size, arguments.padding, arguments.device)
@@ -63,16 +67,24 @@ def train(arguments: Namespace) -> int:
             resumed = run.resume(trainer)
         else:
             run.clear()
+            if processes.first:
+                forget_pictures(out)
         if processes.first:
             write_atomically(out / "run.toml", _options(trainer, arguments).encode())
             _announce(trainer, arguments, out, resumed)
-        return _fit(trainer, run, arguments, out)
+        return _fit(trainer, run, arguments, out, writer)
 
 
-def _fit(trainer: PoolTrainer, run: RunDirectory, arguments: Namespace, out: Path) -> int:
+def _fit(
+    trainer: PoolTrainer,
+    run: RunDirectory,
+    arguments: Namespace,
+    out: Path,
+    writer: Callable[[str], Any] | None,
+) -> int:
     """Train, then save and draw in the first process."""
     best = BestWeights(trainer)
-    watch = Watch(trainer, out, best, arguments.mosaic_interval, arguments.tensorboard)
+    watch = Watch(trainer, out, best, arguments.mosaic_interval, writer)
     first = trainer.processes.first
     start = time.perf_counter()
     try:
@@ -92,9 +104,10 @@ def _fit(trainer: PoolTrainer, run: RunDirectory, arguments: Namespace, out: Pat
         trainer.leave()
         if first:
             _save(trainer, best, arguments, out)
+            again = ["--config", str(out / "run.toml"), "--out", str(out), "--resume"]
             print(
-                f"\nstopped after {trainer.iteration} iterations; continue with --out {out} "
-                "--resume"
+                f"\nstopped after {trainer.iteration} iterations; continue with: fastnca train "
+                f"{shlex.join(again)}"
             )
         raise
     except BackendError:
@@ -147,7 +160,9 @@ def _options(trainer: PoolTrainer, arguments: Namespace) -> str:
 
 
 def _check_free(out: Path, arguments: Namespace) -> None:
-    """Refuse to overwrite another run."""
+    """Refuse to overwrite another run, and to continue none."""
+    if arguments.resume == "yes" and not list_checkpoints(out):
+        raise FileNotFoundError(f"{out}: no saved run (ckpt-...) here")
     taken = [name for name in _OWN_FILES if (out / name).exists()]
     taken += [path.name for path in list_checkpoints(out)]
     if taken and not (arguments.force or arguments.resume):
@@ -162,6 +177,7 @@ def _model(arguments: Namespace, config: TrainConfig) -> NeuralCA:
     if config.seed is not None:
         torch.manual_seed(config.seed)
     model = NeuralCA(arguments.channels, arguments.hidden, backend=arguments.backend)
+    describe_model(model)  # refuses sizes that could not be saved, before anything is overwritten
     return model.to(arguments.device)
 
 

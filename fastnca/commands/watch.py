@@ -20,10 +20,7 @@ class Watch:
         out: its directory.
         best: called with every result.
         mosaic_interval: iterations between two pictures of the pool; 0 for none.
-        tensorboard: whether to write for TensorBoard.
-
-    Raises:
-        ValueError: TensorBoard is asked for and not installed.
+        writer: `find_writer()` to write for TensorBoard, None not to.
     """
 
     def __init__(
@@ -32,14 +29,14 @@ class Watch:
         out: Path,
         best: Callable[[StepResult], None],
         mosaic_interval: int = 0,
-        tensorboard: bool = False,
+        writer: Callable[[str], Any] | None = None,
     ) -> None:
         self._trainer = trainer
         self._out = out
         self._best = best
         first = trainer.processes.first
         self._interval = mosaic_interval if first else 0
-        self._board = _open_board(out) if tensorboard and first else None
+        self._board = writer(str(out / "tensorboard")) if writer is not None and first else None
 
     def __call__(self, result: StepResult) -> None:
         """Hear of one iteration."""
@@ -58,13 +55,24 @@ class Watch:
             self._board.close()
 
 
+def forget_pictures(out: Path) -> None:
+    """Remove the pictures that an overwritten run left."""
+    for picture in (out / MOSAICS).glob("[0-9]" * 8 + ".png"):
+        picture.unlink()
+
+
 def draw_pool(trainer: PoolTrainer) -> bytes:
     """Draw up to 64 evenly spaced states of the pool as PNG."""
     rows = choose_rows(len(trainer.pool))
     return encode_mosaic(trainer.pool.gather(rows))
 
 
-def _open_board(out: Path) -> Any:
+def find_writer() -> Callable[[str], Any]:
+    """Return TensorBoard's writer, which takes the directory of its files.
+
+    Raises:
+        ValueError: TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -72,4 +80,5 @@ def _open_board(out: Path) -> Any:
             "--tensorboard needs the package tensorboard, which is not installed: install it with "
             "pip install tensorboard, or leave the flag out"
         ) from error
-    return SummaryWriter(str(out / "tensorboard"))
+    writer: Callable[[str], Any] = SummaryWriter
+    return writer

@@ -120,15 +120,15 @@ def measure_recovery(
     results = []
     for name, cells in _damages(seed_state.shape[-1]):
         state = grown.masked_fill(cells.to(grown.device), 0.0)
-        losses = [_median_loss(grown, target), _median_loss(state, target)]
+        before, after = _median_loss(grown, target), _median_loss(state, target)
         states = [grown[0], state[0]]
         moments, done = (steps // 3, steps * 2 // 3, steps), 0
         for moment in moments:
             state = _advance(model, state, GROW_STEPS + done, moment - done, update_rate)
             states.append(state[0])
             done = moment
-        losses.append(_median_loss(state, target))
-        results.append(Recovery(name, *losses, moments, torch.stack(states)))
+        recovered = _median_loss(state, target)
+        results.append(Recovery(name, before, after, recovered, moments, torch.stack(states)))
     return results
 
 
@@ -171,5 +171,5 @@ def _look(state: Tensor, target: Tensor, steps: int) -> Stability:
 
 def _median_loss(state: Tensor, target: Tensor) -> float:
     difference = get_visible_state(state) - target
-    losses = difference.square().mean(dim=(1, 2, 3))
-    return statistics.median(losses.nan_to_num(nan=torch.inf, posinf=torch.inf).tolist())
+    losses = difference.square().mean(dim=(1, 2, 3)).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    return float(statistics.median(losses.tolist()))

@@ -1,8 +1,11 @@
-"""Files: atomic writes, checksummed bundles of tensors, and models.
+"""Files: atomic writes, checksummed bundles of tensors, models, and checkpoints.
 
-atomic.py   replace one file so that a crash leaves the old one or the new one
-bundle.py   a JSON file and a safetensors file that vouch for each other
-model.py    NeuralCA.save and NeuralCA.load
+atomic.py        replace one file so that a crash leaves the old one or the new one
+bundle.py        a JSON file and a safetensors file that vouch for each other
+model.py         NeuralCA.save and NeuralCA.load
+tensors.py       large tensors in safetensors files, piece by piece
+checkpoints.py   directories that are complete and intact, or do not count
+lock.py          one process at a time in a directory
 """
 
 from fastnca.storage.bundle import FileFormatError

@@ -36,9 +36,11 @@ def lock_directory(directory: Path) -> Iterator[None]:
                 "another directory"
             ) from error
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        yield
-        os.ftruncate(descriptor, 0)
+        try:
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+            yield
+        finally:
+            os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 

@@ -1,5 +1,6 @@
 """Models as files: the package's own directory format, and the tutorial's `.pt` state dict."""
 
+import json
 import zipfile
 from os import PathLike
 from pathlib import Path
@@ -57,20 +58,38 @@ def _sizes(header: Header) -> tuple[int, int]:
 MODEL_FORMAT = BundleFormat("fastnca-model", "config.json", "model.safetensors", _expected)
 
 
-def save_model(model: "NeuralCA", path: str | PathLike[str]) -> None:
-    """Write `model` into directory `path`; see `NeuralCA.save`."""
-    from fastnca import __version__
+def describe_model(model: "NeuralCA") -> Header:
+    """Return what `config.json` says of a model.
 
-    tensors = model.state_dict()
+    Raises:
+        TypeError: it is no NeuralCA, or its metadata is not JSON-serialisable.
+        ValueError: its sizes or its dtype have no place in a file.
+    """
+    from fastnca import __version__
+    from fastnca.module import NeuralCA
+
+    if not isinstance(model, NeuralCA):
+        kind = type(model)
+        raise TypeError(
+            f"only a fastnca.NeuralCA can be saved, got a {kind.__module__}.{kind.__qualname__}"
+        )
+    weight = model.update_net[0].weight
     header = {
         "fastnca_version": __version__,
         "num_channels": model.num_channels,
         "hidden_dim": model.hidden_dim,
-        "dtype": str(tensors["update_net.0.weight"].dtype).removeprefix("torch."),
+        "dtype": str(weight.dtype).removeprefix("torch."),
         "metadata": model.metadata,
     }
-    expected = _expected(header)
-    check_tensors(Path(path), tensors, expected)
+    _expected(header)
+    json.dumps(header, allow_nan=False)
+    return header
+
+
+def save_model(model: "NeuralCA", path: str | PathLike[str]) -> None:
+    """Write `model` into directory `path`; see `NeuralCA.save`."""
+    header, tensors = describe_model(model), model.state_dict()
+    check_tensors(Path(path), tensors, _expected(header))
     MODEL_FORMAT.write(Path(path), header, tensors)
 
 
@@ -84,7 +103,7 @@ def load_model(
             raise FileNotFoundError(f"{path}: no {MODEL_FORMAT.json_name} in this directory")
         header, tensors = MODEL_FORMAT.read(path)
         sizes, metadata = _sizes(header), header["metadata"]
-    elif path.exists():
+    elif path.is_file():
         sizes, tensors = _load_state_dict(path)
         metadata = {}
     else:

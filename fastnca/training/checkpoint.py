@@ -120,10 +120,11 @@ def check_same(trainer: "PoolTrainer", path: Path, header: Header) -> None:
         ValueError: a fact or an option differs; the message names it.
     """
     for name, value in describe(trainer).items():
-        if header.get(name) != value:
-            raise ValueError(
-                f"{path}: the saved run has {name} {header.get(name)}, this one {value}"
-            )
+        if header.get(name) == value:
+            continue
+        if name == "target_sha256":
+            raise ValueError(f"{path}: the saved run has another target")
+        raise ValueError(f"{path}: the saved run has {name} {header.get(name)}, this one {value}")
     saved = header.get("config")
     if not isinstance(saved, dict):
         raise FileFormatError(path / MANIFEST, "field 'config' must be an object")
@@ -172,7 +173,7 @@ def restore(trainer: "PoolTrainer", path: Path, header: Header) -> bool:
         header["reseeded"],
         losses.masked_fill(losses == _NOT_FINITE, torch.nan).tolist(),
     )
-    trainer.run_id = str(header["run_id"])
+    trainer.run_id = header["run_id"]
     return exact
 
 
@@ -185,6 +186,8 @@ def _train_shapes(header: Header) -> Shapes:
     for name in ("skipped", "skipped_in_a_row"):
         read_field(header, name, 0, done)
     read_field(header, "reseeded", 0, _MAX_COUNT)
+    if not isinstance(header["run_id"], str):
+        raise ValueError("field 'run_id' must be text")
     model = model_shapes(channels, hidden, dtype)
     shapes = {f"good.{name}": entry for name, entry in model.items()}
     for name, (shape, _) in list(model.items())[1:] if header["optimizer_steps"] else []:

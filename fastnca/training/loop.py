@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastnca.storage.model import describe_model
 from fastnca.training.interrupt import StopRequest, stop_requests
 from fastnca.training.log import TrainingLog
 from fastnca.training.memory import MemoryLimitError, is_out_of_memory
@@ -26,6 +27,8 @@ def fit(
     run: RunDirectory | None,
 ) -> list[float]:
     """Train; see `PoolTrainer.fit`."""
+    if run is not None:
+        describe_model(trainer.model)  # raises now what the first checkpoint would raise
     first, config = trainer.iteration, trainer.config
     writes = trainer.processes.first
     log = TrainingLog(
@@ -88,7 +91,7 @@ class _Loop:
                 self._save(final=False)
         trainer.randomness.rewind()
         self._save(final=True)
-        if stop:
+        if stop or self._request.signal_number is not None:  # the latter during the last save
             self._request.obey()
 
     def _read(self) -> bool:

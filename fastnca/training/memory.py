@@ -17,6 +17,9 @@ _FLOAT = 4  # bytes of float32, in which the fused kernels keep states
 _COPIES = 8  # of a batch, that live beside a rollout: drawn, reseeded, sorted, on their way back
 
 
+_NO_MEMORY = ("can't allocate memory", "Storage size calculation overflowed")  # torch, on a CPU
+
+
 class MemoryLimitError(MemoryError):
     """A run does not fit the memory; the message says how much is needed where, and what to do."""
 
@@ -139,7 +142,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that memory ran out, on any device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def describe(size: int) -> str:

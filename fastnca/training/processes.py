@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_LONGEST = 1e9  # seconds that torch can count
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -39,16 +40,25 @@ class Processes:
             timeout: seconds after which a process that waits for another one gives up.
 
         Raises:
-            RuntimeError: the group did not come together.
+            ConnectionError: the group did not come together.
+            ValueError: WORLD_SIZE is not a number.
         """
-        size = int(os.environ.get("WORLD_SIZE", "1"))
+        size = _world_size()
         if size == 1:
             return cls()
         backend = "gloo"
         if device.type == "cuda":
             torch.cuda.set_device(device)
             backend = "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        limit = timedelta(seconds=min(timeout, _LONGEST))
+        try:
+            dist.init_process_group(backend, timeout=limit)
+        except (RuntimeError, ValueError) as error:
+            fault = str(error).splitlines()[0]
+            raise ConnectionError(
+                f"this process did not find the other {size - 1} ({fault}); start all of them "
+                "together, with torchrun"
+            ) from error
         return cls(dist.get_rank(), size)
 
     def leave(self) -> None:
@@ -109,4 +119,12 @@ def local_device(device: str) -> str:
 def open_address() -> str | None:
     """Return the address at which the processes meet, if other machines can reach it."""
     address = os.environ.get("MASTER_ADDR", "localhost")
-    return None if int(os.environ.get("WORLD_SIZE", "1")) == 1 or address in _LOCAL else address
+    return None if _world_size() == 1 or address in _LOCAL else address
+
+
+def _world_size() -> int:
+    """Return how many processes there are, as `torchrun` says."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"WORLD_SIZE must be a number of processes, got {text!r}")
+    return int(text)

@@ -87,6 +87,8 @@ class RunDirectory:
         self._processes = processes or Processes()
         with self._processes.together():
             if self._processes.first:
+                if self.path.is_file():
+                    raise NotADirectoryError(f"{self.path} is a file; a run needs a directory")
                 self.path.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
