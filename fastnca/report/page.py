@@ -11,7 +11,7 @@ from html import escape
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2126; background: #fff;
-  max-width: 62rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
+  max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem; border-bottom: 1px solid #d7dce0; }
 p { margin: .4rem 0; max-width: 46rem; }
@@ -23,7 +23,8 @@ img.smooth { image-rendering: auto; border: 0; }
 table { border-collapse: collapse; margin: .6rem 0; }
 th, td { text-align: right; padding: .25rem .9rem; border-bottom: 1px solid #e4e8eb; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-th { font-weight: 600; vertical-align: bottom; overflow-wrap: normal; }
+th { font-weight: 600; vertical-align: bottom; }
+h1, p, dd { overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: .8rem 0; }
 dt { color: #57606a; }
 dd { margin: 0; }
