@@ -167,7 +167,7 @@ def test_presets_and_flags_reach_the_trainer(tmp_path):
 def test_divergence_saves_the_model_and_exits_3(tmp_path, capsys):
     flags = ["--learning-rate", "1e30", "--iterations", "40", "--out", str(tmp_path / "r")]
     assert main(["train", *QUICK[:4], *QUICK[6:], *flags]) == 3
-    assert "not finite in 10 iterations in a row" in capsys.readouterr().out
+    assert "not finite in 10 iterations in a row" in capsys.readouterr().err
     for parameter in NeuralCA.load(tmp_path / "r").parameters():
         assert torch.isfinite(parameter).all()
 

@@ -94,7 +94,7 @@ def _fit(
         trainer.leave()
         if first:
             _save(trainer, best, arguments, out)
-            print(f"fastnca: {error}\nThe model is saved in {out}")
+            print(f"fastnca: {error}\nThe model is saved in {out}", file=sys.stderr)
         return DIVERGED
     except StopNow:
         if first:
