@@ -150,7 +150,7 @@ def is_alive(state: Tensor) -> Tensor:
     return F.max_pool2d(state[:, 3:4], 3, stride=1, padding=1) > ALIVE_THRESHOLD
 
 
-def make_trainer(record=None, preset="tutorial", size=16, model=None, **options):
+def make_trainer(record=None, preset="tutorial", size=16, model=None, device_type="cpu", **options):
     """Make a trainer that decides on the device, and captures if there is a recorder."""
     torch.manual_seed(0)
     config = TrainConfig.preset(preset, **{**SMALL, **options})
@@ -161,7 +161,9 @@ def make_trainer(record=None, preset="tutorial", size=16, model=None, **options)
     if record is None:
         each.iterate = Iteration(*parts, each.processes)
     else:
-        each.iterate = GraphedIteration(*parts, each.processes, record=record, device_type="cpu")
+        each.iterate = GraphedIteration(
+            *parts, each.processes, record=record, device_type=device_type
+        )
     return each
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace as replace_field
 
 import pytest
 import torch
@@ -221,7 +222,10 @@ def test_a_trainer_on_a_cpu_is_never_captured():
     for _ in range(FIRST + 2):
         each.step()
     assert each.iterate._graph is None
-    assert each.iterate._warm == 0
+    record = Recorder()
+    graph = make_trainer(record, device_type="cuda")
+    compare(graph, make_trainer(), FIRST + 2)
+    assert record.recorded == 0
 
 
 class Failing(Recorder):
@@ -279,11 +283,19 @@ def test_inputs_hold_a_draw_at_aligned_addresses_that_stay(options):
     assert there.steps == config.max_steps - 1
 
 
-def test_a_seed_at_the_end_of_its_range_wraps_alike_in_both_forms():
-    config = TrainConfig(**SMALL)
-    inputs = Inputs(config, torch.device("cpu"))
-    draw = Randomness(config, 7).next()
-    draw = type(draw)(draw.slots, draw.centers, draw.radii, draw.steps, 2**63 - 1)
+def test_parts_of_a_batch_have_seeds_of_their_own_in_both_forms():
+    """The last seed there is wraps to the first one."""
+    plain = make_trainer(micro_batches=2)
+    draw = replace_field(plain.randomness.next(), seed=2**63 - 1)
+    inputs = Inputs(plain.config, torch.device("cpu"))
     inputs.fill(draw, 1e-3)
-    last = 2**63 - 1
-    assert int((inputs.draw.seed + 1) & last) == (draw.seed + 1) & last == 0
+    seeds, roll_out = [], plain.model.run_steps
+
+    def watch(*arguments, seed, **options):
+        seeds.append(int(seed))
+        return roll_out(*arguments, seed=seed, **options)
+
+    plain.model.run_steps = watch
+    plain.iterate.run(draw, 1e-3)
+    plain.iterate._compute(inputs.draw, inputs.rate)
+    assert seeds == [2**63 - 1, 0] * 2
