@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import fastnca.module
-from fastnca import NeuralCA, create_target_circle
+from fastnca import NeuralCA, create_target_circle, reference
 from fastnca.training import PoolTrainer, TrainConfig, graphed
 from fastnca.training.draw import Randomness
 from fastnca.training.graphed import GraphedIteration
 from fastnca.training.inputs import Inputs
+from tests.helpers import excite
 from tests.runs import assert_same
 from tests.stand_in import FIRST, SMALL, Recorder, compare, make_trainer, plain_rollout
 
@@ -202,6 +203,8 @@ def test_what_python_must_see_is_not_replayed(monkeypatch):
     monkeypatch.setenv("FASTNCA_GRAPHS", "0")
     compare(graph, plain, 1)
     monkeypatch.setenv("FASTNCA_GRAPHS", "1")
+    with torch.autocast("cpu"):
+        compare(graph, plain, 1)
     compare(graph, plain, 1)
     assert (record.recorded, record.replayed) == (1, 6)
 
@@ -214,6 +217,25 @@ def test_what_cannot_be_captured_is_not_tried(options, monkeypatch):
     monkeypatch.setattr(graphed, "choose_backend", lambda *_: backend)
     compare(make_trainer(record, **options), make_trainer(**options), FIRST + 2)
     assert record.recorded == 0
+
+
+class Watched(NeuralCA):
+    """Has Python code in its rollout."""
+
+    def run_steps(self, *arguments, **options):
+        self.rollouts = getattr(self, "rollouts", 0) + 1
+        return super().run_steps(*arguments, **options)
+
+
+@pytest.mark.parametrize("kind", [Watched, reference.NeuralCA])
+def test_models_with_rollouts_of_their_own_are_not_captured(kind):
+    record = Recorder()
+    graph, plain = (make_trainer(each, model=excite(kind(8, 16))) for each in (record, None))
+    graph.model.load_state_dict(plain.model.state_dict())
+    graph.good_weights.update(plain.copy_weights())
+    compare(graph, plain, FIRST + 2)
+    assert record.recorded == 0
+    assert getattr(graph.model, "rollouts", FIRST + 2) == FIRST + 2
 
 
 def test_a_trainer_on_a_cpu_is_never_captured():
