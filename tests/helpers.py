@@ -1,8 +1,12 @@
-"""Shared by the tests: grown states, and the comparison of a rollout with the reference."""
+"""Shared by the tests: grown states, the comparison of a rollout with the reference, faults."""
 
+import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -75,3 +79,23 @@ def excite(model: torch.nn.Module, scale: float = 0.05) -> torch.nn.Module:
         model.update_net[2].weight.normal_(0, scale)
         model.update_net[2].bias.normal_(0, scale / 10)
     return model
+
+
+def break_call(patch: pytest.MonkeyPatch, number: int, names: tuple[str, ...]) -> list[int]:
+    """Make call `number`, from 1, of those functions of `os` fail; return how many were made."""
+    count = [0]
+
+    def wrap(name: str) -> None:
+        real = getattr(os, name)
+
+        def broken(*arguments: Any, **options: Any) -> Any:
+            count[0] += 1
+            if count[0] == number:
+                raise OSError(errno.EIO, "Input/output error")
+            return real(*arguments, **options)
+
+        patch.setattr(os, name, broken)
+
+    for name in names:
+        wrap(name)
+    return count

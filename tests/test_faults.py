@@ -15,6 +15,7 @@ import torch
 
 from fastnca.storage import atomic
 from fastnca.training import CheckpointError, DivergedError, RunDirectory
+from tests.helpers import break_call
 from tests.runs import advance, assert_same, make_trainer, tensors
 
 
@@ -113,7 +114,9 @@ def test_a_failure_at_any_call_leaves_this_checkpoint_or_the_one_before(saved, m
         number += 1
         shutil.rmtree(path / "ckpt-00000005", ignore_errors=True)
         with monkeypatch.context() as patch:
-            count = break_call(patch, number)
+            count = break_call(
+                patch, number, ("mkdir", "open", "write", "fsync", "rename", "replace")
+            )
             with contextlib.suppress(CheckpointError):
                 RunDirectory(path).save(each)
             finished = count[0] < number
@@ -126,26 +129,6 @@ def test_a_failure_at_any_call_leaves_this_checkpoint_or_the_one_before(saved, m
         assert not list(path.glob(".ckpt*.tmp"))
     assert number > 40
     assert completed >= 4  # from the rename on, the new one counts
-
-
-def break_call(patch, number):
-    """Make call `number` of mkdir, open, write, fsync or rename fail; count the calls."""
-    count = [0]
-
-    def wrap(name):
-        real = getattr(os, name)
-
-        def broken(*arguments, **options):
-            count[0] += 1
-            if count[0] == number:
-                raise OSError(5, "Input/output error")
-            return real(*arguments, **options)
-
-        patch.setattr(atomic.os, name, broken)
-
-    for name in ("mkdir", "open", "write", "fsync", "rename", "replace"):
-        wrap(name)
-    return count
 
 
 KINDS = (

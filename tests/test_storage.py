@@ -12,10 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastnca import FileFormatError, NeuralCA
-from fastnca.storage import atomic
 from fastnca.storage.atomic import write_atomically
 from tests import tutorial
-from tests.helpers import excite
+from tests.helpers import break_call, excite
 
 
 def make(seed=0, channels=6, hidden=5):
@@ -96,26 +95,6 @@ def test_order_of_calls_and_no_leftovers(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def break_call(monkeypatch, number):
-    """Make call `number` of write, fsync or rename fail; return how many were made."""
-    count = [0]
-
-    def wrap(name):
-        real = getattr(os, name)
-
-        def broken(*arguments, **options):
-            count[0] += 1
-            if count[0] == number:
-                raise OSError(28, "No space left on device")
-            return real(*arguments, **options)
-
-        monkeypatch.setattr(atomic.os, name, broken)
-
-    for name in ("open", "fsync", "replace"):
-        wrap(name)
-    return count
-
-
 def test_a_failure_at_any_call_leaves_the_old_model_or_the_new_one(tmp_path, monkeypatch):
     old, new = make(0), make(1, channels=7)
     old.save(tmp_path)
@@ -123,7 +102,7 @@ def test_a_failure_at_any_call_leaves_the_old_model_or_the_new_one(tmp_path, mon
     while not finished:
         number += 1
         with monkeypatch.context() as patch:
-            break_call(patch, number)
+            break_call(patch, number, ("open", "fsync", "replace"))
             with contextlib.suppress(OSError):
                 new.save(tmp_path)
                 finished = True

@@ -16,7 +16,7 @@ from tests.kernels.helpers import SEED, Case, make_problem
 
 CASE = Case(3, 3, precision="ieee")  # the smallest tiles are the fastest here
 SETTINGS = {"first_step": 5, "update_rate": 0.5, "precision": "ieee"}
-pytestmark = pytest.mark.skipif(not INTERPRETED, reason="test_gpu.py captures real graphs")
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="test_gpu_replay.py captures real graphs")
 
 
 class FakeRecorder:

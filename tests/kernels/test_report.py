@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import triton
 
 ROOT = Path(__file__).parents[2]
 KEYS = {
@@ -44,6 +45,8 @@ def test_half_precision_steps_do_not_spill(records: list[dict]) -> None:
     }
     # With 32 channels and 128 hidden units Triton 3.9 and 3.6 spill where 3.7 does not.
     wide = {key for key in spilled if key[1].startswith("fp16-c32-h128")}
+    if triton.__version__.startswith("3.7."):
+        assert not wide
     assert all(spilled[key] <= 80 for key in wide)
     assert not spilled.keys() - wide
 
