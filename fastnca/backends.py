@@ -3,8 +3,9 @@
 import os
 from types import TracebackType
 
-BACKENDS = ("auto", "reference", "torch", "triton")
-"""`reference` is the specification, `torch` works on active cells, `triton` is the fused kernel."""
+BACKENDS = ("auto", "reference", "torch", "cpp", "triton")
+"""`reference` is the specification, `torch` works on active cells, `cpp` is the same compiled,
+`triton` is the fused kernel."""
 
 ENVIRONMENT_VARIABLE = "FASTNCA_BACKEND"
 
@@ -42,7 +43,7 @@ class use_backend:  # noqa: N801 - used like a function
     for all threads of the process.
 
     Args:
-        name: "auto", "reference", "torch" or "triton".
+        name: "auto", "reference", "torch", "cpp" or "triton".
 
     Raises:
         ValueError: `name` is not a backend.

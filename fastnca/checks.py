@@ -2,6 +2,17 @@
 
 from torch import Tensor
 
+MOST_WEIGHT = 1e6
+"""Active cells are exact while each parameter's Euclidean norm is below this."""
+
+
+class OutOfRangeError(ArithmeticError):
+    """A value is not finite, or so large that a step could overflow.
+
+    There 0·∞ = NaN spreads through cells that are masked out or dead, which active cells do not
+    see; the reference operators must be used.
+    """
+
 
 def check_state(state: Tensor, num_channels: int, like: Tensor) -> None:
     """Check a state against a model.

@@ -12,6 +12,7 @@ The comparison is exact in integers: rate 0 updates no cell and rate 1 every cel
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -184,3 +185,38 @@ def update_mask(
         ValueError: a value is out of range or the shape does not have four dimensions.
     """
     return update_masks(seed, step, 1, shape, update_rate, device).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class Updates:
+    """Which cells update in consecutive steps.
+
+    Attributes:
+        steps: number of steps T.
+        given: `[T, B, H, W]` bool, the masks; None draws them.
+        seed: 64-bit seed of masks that are drawn; None updates every cell.
+        first_step: number of the first step, for masks that are drawn.
+        update_rate: probability in [0, 1] that a cell updates, for masks that are drawn.
+    """
+
+    steps: int
+    given: Tensor | None = None
+    seed: int | None = None
+    first_step: int = 0
+    update_rate: float = 1.0
+
+    def masks(self, state: Tensor) -> Iterator[Tensor | None]:
+        """Yield the mask of each step for a state `[B, C, H, W]`; None where every cell updates."""
+        if self.given is not None:
+            yield from self.given
+        elif self.seed is None:
+            yield from [None] * self.steps
+        else:
+            yield from iterate_masks(
+                self.seed,
+                self.first_step,
+                self.steps,
+                state.shape,
+                self.update_rate,
+                state.device,
+            )

@@ -10,11 +10,12 @@ import torch.nn as nn
 from torch import Tensor
 
 from fastnca import reference
-from fastnca.active import ActiveState, OutOfRangeError, active_rollout
+from fastnca.active import active_rollout
 from fastnca.backends import check_backend
-from fastnca.checks import check_count, check_state
+from fastnca.checks import OutOfRangeError, check_count, check_state
+from fastnca.cpp import cpp_rollout
 from fastnca.fused import fused_rollout
-from fastnca.masks import check_update_rate, iterate_masks
+from fastnca.masks import Updates, check_update_rate
 from fastnca.states import ALPHA, NUM_CHANNELS
 from fastnca.support import PRECISIONS, choose_backend, choose_seed, operand_precision
 
@@ -32,7 +33,8 @@ class NeuralCA(reference.NeuralCA):
     Args:
         num_channels: channels C of the state, at least 4.
         hidden_dim: width of the hidden layer, at least 1.
-        backend: "auto", "reference", "torch" (active cells) or "triton" (fused kernels).
+        backend: "auto", "reference", "torch" and "cpp" (active cells, with torch operators and
+            compiled) or "triton" (fused kernels).
         precision: operand precision of the fused kernels, "auto", "fp16", "bf16" or "ieee";
             the other backends compute in the state's dtype.
 
@@ -90,10 +92,11 @@ class NeuralCA(reference.NeuralCA):
         mask = None
         if self.training:
             mask = torch.rand_like(state[:, :1, :, :]) < update_rate
-        if backend == "torch" and state.numel() >= _FEWEST_CELLS * self.num_channels:
-            masks = [None if mask is None else mask[:, 0]]
+        large = state.numel() >= _FEWEST_CELLS * self.num_channels
+        if backend == "cpp" or (backend == "torch" and large):
+            updates = Updates(1, None if mask is None else mask.transpose(0, 1))
             with contextlib.suppress(OutOfRangeError):
-                return active_rollout(state, self._weights(), masks)
+                return self._active(backend, state, updates)
         return self._step(state, 1.0 if mask is None else mask.float())
 
     def run_steps(
@@ -139,11 +142,7 @@ class NeuralCA(reference.NeuralCA):
             return self._fused(state, steps, update_rate, seed, first_step, checkpoint_every, count)
         seed = int(seed) if isinstance(seed, Tensor) else seed
         steps = steps if count is None else min(steps, max(int(count), 0))
-        if backend == "torch" and steps > 0:
-            masks = self._masks(state, steps, update_rate, seed, first_step)
-            with contextlib.suppress(OutOfRangeError):
-                return active_rollout(state, self._weights(), masks)
-        return super().run_steps(state, steps, update_rate, seed=seed, first_step=first_step)
+        return self._advance(backend, state, steps, update_rate, seed, first_step)
 
     def trajectory(
         self,
@@ -185,29 +184,31 @@ class NeuralCA(reference.NeuralCA):
         seed: int | None,
     ) -> Iterator[Tensor]:
         """Yield what `trajectory` promises; apart from it so that errors come at the call."""
-        active = None
-        if backend == "torch":
-            with contextlib.suppress(OutOfRangeError):
-                active = ActiveState(state, self._weights())
         yield state
         for first in range(0, steps, every):
-            count = min(every, steps - first)
-            if active is not None:
-                try:
-                    active.advance(self._masks(state, count, update_rate, seed, first))
-                    state = active.state()
-                    yield state
-                    continue
-                except OutOfRangeError:
-                    active = None
             with torch.no_grad():
-                if backend == "triton":
-                    state = self._fused(state, count, update_rate, seed, first)
-                else:
-                    state = super().run_steps(
-                        state, count, update_rate, seed=seed, first_step=first
-                    )
+                count = min(every, steps - first)
+                state = self._advance(backend, state, count, update_rate, seed, first)
             yield state
+
+    def _advance(
+        self,
+        backend: str,
+        state: Tensor,
+        steps: int,
+        update_rate: float,
+        seed: int | None,
+        first_step: int,
+    ) -> Tensor:
+        """Compute `run_steps` with a backend."""
+        if backend == "triton" and steps > 0:
+            return self._fused(state, steps, update_rate, seed, first_step)
+        if backend in ("cpp", "torch") and steps > 0:
+            with contextlib.suppress(OutOfRangeError):
+                return self._active(
+                    backend, state, Updates(steps, None, seed, first_step, update_rate)
+                )
+        return super().run_steps(state, steps, update_rate, seed=seed, first_step=first_step)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the model into directory `path` as `config.json` and `model.safetensors`.
@@ -282,6 +283,12 @@ class NeuralCA(reference.NeuralCA):
             count=count,
         )
 
+    def _active(self, backend: str, state: Tensor, updates: Updates) -> Tensor:
+        """Compute steps on active cells; may raise `OutOfRangeError`."""
+        if backend == "cpp":
+            return cpp_rollout(state, self._weights(), updates)
+        return active_rollout(state, self._weights(), updates.masks(state))
+
     def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return weight and bias of both convolutions."""
         first, _, last = cast(nn.Module, self._modules["update_net"])._modules.values()
@@ -290,11 +297,3 @@ class NeuralCA(reference.NeuralCA):
             tuple[Tensor, Tensor, Tensor, Tensor],
             tuple(parameters[name] for parameters in found for name in ("weight", "bias")),
         )
-
-    def _masks(
-        self, state: Tensor, steps: int, update_rate: float, seed: int | None, first_step: int
-    ) -> Iterator[Tensor | None]:
-        """Iterate over the masks `[B, H, W]` of a rollout; None where every cell updates."""
-        if seed is None:
-            return iter([None] * steps)
-        return iterate_masks(seed, first_step, steps, state.shape, update_rate, state.device)

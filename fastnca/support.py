@@ -10,6 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from fastnca.backends import BackendError, requested_backend
+from fastnca.cpp import cpp_reasons
 from fastnca.fused import fused_reasons
 from fastnca.masks import check_seed, draw_seed
 from fastnca.reference import PerceptionModule, sobel_filters
@@ -35,11 +36,10 @@ def choose_backend(
         argument: the model's own choice.
         precision: the model's operand precision.
         state: `[B, C, H, W]`, the input.
-        small: whether "auto" on a CPU means the reference, which takes every model: nothing else
-            is looked at then.
+        small: whether the reference is faster than "torch", so that "auto" takes it instead.
 
     Returns:
-        "reference", "torch" or "triton".
+        "reference", "torch", "cpp" or "triton".
 
     Raises:
         BackendError: an explicitly requested backend, or precision, cannot run.
@@ -53,9 +53,9 @@ def choose_backend(
             raise BackendError(name, reasons, advice)
         return name
     fused_only = precision in ("fp16", "bf16")
-    if small and not fused_only and not state.is_cuda:
+    name = "triton" if state.is_cuda or fused_only else _fastest_elsewhere(state)
+    if small and name == "torch":
         return "reference"
-    name = "triton" if state.is_cuda or fused_only else "torch"
     reasons = backend_reasons(name, model, precision, state)
     if not reasons:
         return name
@@ -64,14 +64,24 @@ def choose_backend(
     if fused_only:
         advice = f"precision='{precision}' exists only there; use precision='auto'."
         raise BackendError(name, reasons, advice)
-    _log_once(name, tuple(reasons))
+    _log_once("reference", name, tuple(reasons))
     return "reference"
+
+
+def _fastest_elsewhere(state: Tensor) -> str:
+    """Return what "auto" would have where there is no GPU: compiled if there is a compiler."""
+    if torch.compiler.is_compiling() or state.device.type != "cpu" or active_reasons(state):
+        return "torch"
+    if reasons := cpp_reasons(state.dtype):
+        _log_once("torch", "cpp", reasons)
+        return "torch"
+    return "cpp"
 
 
 def backend_reasons(name: str, model: "NeuralCA", precision: str, state: Tensor) -> list[str]:
     """List why backend `name` cannot run `model` on `state`; empty if it can."""
     reasons: list[str] = []
-    if name == "torch" and torch.compiler.is_compiling():
+    if name in ("torch", "cpp") and torch.compiler.is_compiling():
         return ["torch.compile traces the reference operators"]
     if name != "triton" and precision in ("fp16", "bf16"):
         reasons.append(f"precision='{precision}' exists only in the fused kernels")
@@ -80,8 +90,13 @@ def backend_reasons(name: str, model: "NeuralCA", precision: str, state: Tensor)
         reasons += fused_reasons(
             state.device, state.dtype, model.num_channels, model.hidden_dim, operands
         )
-    if name == "torch":
+    if name in ("torch", "cpp"):
         reasons += active_reasons(state)
+    if name == "cpp":
+        if state.device.type != "cpu":
+            reasons.append(f"it runs on a CPU, and the state is on {state.device}")
+        elif not reasons:
+            reasons += cpp_reasons(state.dtype)
     if name != "reference":
         if state.numel() == 0:
             reasons.append("the batch is empty")
@@ -135,7 +150,7 @@ def operand_precision(precision: str, device_type: str) -> str:
 
 
 def active_reasons(state: Tensor) -> list[str]:
-    """List what about this call keeps it from the active cells of the torch backend."""
+    """List what about this call keeps it from active cells, which torch and cpp work on."""
     reasons = []
     if state.dtype not in (torch.float32, torch.float64):
         reasons.append(f"states must be float32 or float64, got {state.dtype}")
@@ -222,5 +237,5 @@ def _expected_filters(channels: int, dtype: torch.dtype, device: torch.device) -
 
 
 @lru_cache(maxsize=64)
-def _log_once(name: str, reasons: tuple[str, ...]) -> None:
-    _log.info("the reference backend is used, because '%s' cannot: %s", name, "; ".join(reasons))
+def _log_once(used: str, name: str, reasons: tuple[str, ...]) -> None:
+    _log.info("the %s backend is used, because '%s' cannot: %s", used, name, "; ".join(reasons))

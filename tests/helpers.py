@@ -13,8 +13,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastnca import NeuralCA, get_visible_state, reference
+from fastnca.cpp import cpp_reasons
 
 GROWN = Path(__file__).parent / "data" / "grown.safetensors"
+
+COMPILED = pytest.mark.skipif(bool(cpp_reasons(torch.float32)), reason="no C++ compiler")
+
+ACTIVE = pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=COMPILED)])
+"""The backends that work on active cells."""
+
+CPU_DEFAULT = "torch" if cpp_reasons(torch.float32) else "cpp"
+"""What "auto" takes on a CPU: compiled kernels if there is a compiler."""
 
 PARAMETERS = (
     "update_net.0.weight",

@@ -1,4 +1,4 @@
-"""The torch backend (active cells) against the reference: states and every gradient."""
+"""The backends on active cells, torch and cpp, against the reference: states and every gradient."""
 
 import pytest
 import torch
@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastnca import NeuralCA, create_seed, reference
-from fastnca.active import OutOfRangeError, active_rollout
-from fastnca.masks import iterate_masks, update_masks
-from tests.helpers import PARAMETERS, copy_weights, excite, relative_error, roll_out
+from fastnca.checks import OutOfRangeError
+from fastnca.masks import Updates, update_masks
+from tests.helpers import ACTIVE, PARAMETERS, copy_weights, excite, relative_error, roll_out
 
 EXACT = 1e-12  # float64: only the order of additions differs from the reference
 
@@ -26,17 +26,20 @@ def assert_exact(model, state, steps, seed, update_rate=0.5):
         assert error <= EXACT, f"{name}: relative error {error}"
 
 
+@ACTIVE
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_float64_from_grown_states(grown, seed):
-    assert_exact(grown.model(backend="torch"), grown.states.double(), 20, seed)
+def test_float64_from_grown_states(backend, grown, seed):
+    assert_exact(grown.model(backend=backend), grown.states.double(), 20, seed)
 
 
-def test_float64_from_seeds(grown):
-    assert_exact(grown.model(backend="torch"), create_seed(28, batch=3).double(), 20, 4)
+@ACTIVE
+def test_float64_from_seeds(backend, grown):
+    assert_exact(grown.model(backend=backend), create_seed(28, batch=3).double(), 20, 4)
 
 
-def test_float64_in_eval_mode(grown):
-    assert_exact(grown.model(backend="torch").eval(), grown.states.double(), 20, 0)
+@ACTIVE
+def test_float64_in_eval_mode(backend, grown):
+    assert_exact(grown.model(backend=backend).eval(), grown.states.double(), 20, 0)
 
 
 def test_grown_states_exercise_the_halo(grown):
@@ -51,13 +54,11 @@ def test_grown_states_exercise_the_halo(grown):
     assert relative_error(wrong, right) > 1e-3
 
 
-def test_float32_is_as_close_to_float64_as_the_reference(grown):
+@ACTIVE
+def test_float32_is_as_close_to_float64_as_the_reference(backend, grown):
     exact = roll_out(grown.model(reference.NeuralCA), grown.states.double(), 20, 3)
-    outcomes = {
-        kind: roll_out(grown.model(kind, torch.float32), grown.states, 20, 3)
-        for kind in (reference.NeuralCA, NeuralCA)
-    }
-    theirs, ours = outcomes[reference.NeuralCA], outcomes[NeuralCA]
+    theirs = roll_out(grown.model(reference.NeuralCA, torch.float32), grown.states, 20, 3)
+    ours = roll_out(grown.model(dtype=torch.float32, backend=backend), grown.states, 20, 3)
     floor = 1e-7
     error = relative_error(theirs.state, exact.state)
     assert relative_error(ours.state, exact.state) <= 10 * error + floor
@@ -69,6 +70,7 @@ def test_float32_is_as_close_to_float64_as_the_reference(grown):
 sizes = st.integers(1, 9)
 
 
+@ACTIVE
 @given(
     batch=st.integers(1, 3),
     channels=st.integers(4, 7),
@@ -82,9 +84,11 @@ sizes = st.integers(1, 9)
     number=st.integers(0, 2**32),
 )
 @settings(max_examples=150, deadline=None)
-def test_any_shape(batch, channels, hidden, height, width, steps, rate, share, training, number):
+def test_any_shape(
+    backend, batch, channels, hidden, height, width, steps, rate, share, training, number
+):
     torch.manual_seed(number)
-    model = excite(NeuralCA(channels, hidden, backend="torch"), 0.3).double().train(training)
+    model = excite(NeuralCA(channels, hidden, backend=backend), 0.3).double().train(training)
     state = torch.randn(batch, channels, height, width, dtype=torch.float64) * 0.5
     state *= torch.rand(batch, 1, height, width) < share
     for name, error in compare(model, state, steps, number, rate).items():
@@ -103,54 +107,61 @@ BORDERS = {
 }
 
 
+@ACTIVE
 @pytest.mark.parametrize("name", BORDERS)
-def test_living_regions_at_the_border(name):
-    model = excite(NeuralCA(backend="torch")).double()
+def test_living_regions_at_the_border(backend, name):
+    model = excite(NeuralCA(backend=backend)).double()
     state = torch.rand(2, 16, 7, 6, dtype=torch.float64) + 0.2
     BORDERS[name](state)
     assert_exact(model, state, 4, 1)
 
 
-def test_first_step_of_a_zero_initialised_model():
-    model = NeuralCA(backend="torch").double()
+@ACTIVE
+def test_first_step_of_a_zero_initialised_model(backend):
+    model = NeuralCA(backend=backend).double()
     outcome = roll_out(model, create_seed(16).double(), 5, 0)
     assert outcome.gradients["update_net.0.weight"].abs().max() == 0
     assert_exact(model, create_seed(16).double(), 5, 0)
 
 
-def test_batch_equals_single_states(grown):
-    model = grown.model(backend="torch").eval()
+@ACTIVE
+def test_batch_equals_single_states(backend, grown):
+    model = grown.model(backend=backend).eval()
     state = grown.states.double()
     joint = model.run_steps(state, 12)
     single = torch.cat([model.run_steps(s[None], 12) for s in state])
     torch.testing.assert_close(joint, single, rtol=0, atol=1e-13)
 
 
-def test_rollout_equals_repeated_steps(grown):
-    model = grown.model(backend="torch").eval()
+@ACTIVE
+def test_rollout_equals_repeated_steps(backend, grown):
+    model = grown.model(backend=backend).eval()
     state = grown.states.double()
     repeated = state
     for _ in range(7):
-        repeated = active_rollout(repeated, model._weights(), [None])
+        repeated = model._active(backend, repeated, Updates(1))
     torch.testing.assert_close(model.run_steps(state, 7), repeated, rtol=0, atol=1e-13)
 
 
-def test_training_at_rate_one_equals_eval(grown):
-    model = grown.model(backend="torch")
+@ACTIVE
+def test_training_at_rate_one_equals_eval(backend, grown):
+    model = grown.model(backend=backend)
     state = grown.states.double()
     torch.testing.assert_close(
         model.train().run_steps(state, 9, 1.0), model.eval().run_steps(state, 9), rtol=0, atol=0
     )
 
 
-def test_dead_regions_grow_by_one_cell_per_step(grown):
-    model = grown.model(backend="torch").eval()
+@ACTIVE
+def test_dead_regions_grow_by_one_cell_per_step(backend, grown):
+    model = grown.model(backend=backend).eval()
     end = model.run_steps(create_seed(28).double(), 5)
     outside = torch.ones(28, 28, dtype=torch.bool)
     outside[8:21, 8:21] = False
     assert end[..., outside].abs().max() == 0
 
 
+@ACTIVE
 @pytest.mark.parametrize(
     "layout",
     [
@@ -160,24 +171,26 @@ def test_dead_regions_grow_by_one_cell_per_step(grown):
     ],
     ids=["channels_last", "transposed", "sliced"],
 )
-def test_any_strides_in_contiguous_out(grown, layout):
-    model = grown.model(backend="torch").eval()
+def test_any_strides_in_contiguous_out(backend, grown, layout):
+    model = grown.model(backend=backend).eval()
     state = grown.states.double()
     expected, end = model.run_steps(state, 3), model.run_steps(layout(state), 3)
     assert torch.equal(end, expected)
     assert end.is_contiguous()
 
 
-def test_repetition_gives_the_same_bits(grown):
-    model, state = grown.model(dtype=torch.float32, backend="torch"), grown.states
+@ACTIVE
+def test_repetition_gives_the_same_bits(backend, grown):
+    model, state = grown.model(dtype=torch.float32, backend=backend), grown.states
     first, second = (roll_out(model, state, 15, 8) for _ in range(2))
     assert torch.equal(first.state, second.state)
     for name, gradient in first.gradients.items():
         assert torch.equal(gradient, second.gradients[name]), name
 
 
-def test_backward_twice_through_a_retained_graph(grown):
-    model = grown.model(backend="torch")
+@ACTIVE
+def test_backward_twice_through_a_retained_graph(backend, grown):
+    model = grown.model(backend=backend)
     loss = model.run_steps(grown.states.double(), 6, seed=1).square().sum()
     loss.backward(retain_graph=True)
     once = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -187,18 +200,20 @@ def test_backward_twice_through_a_retained_graph(grown):
             assert torch.equal(parameter.grad, 2 * once[name]), name
 
 
+@ACTIVE
 @pytest.mark.parametrize("frozen", PARAMETERS)
-def test_frozen_parameters_get_no_gradient_and_change_no_other(grown, frozen):
-    free = roll_out(grown.model(backend="torch"), grown.states.double(), 4, 2)
-    model = grown.model(backend="torch")
+def test_frozen_parameters_get_no_gradient_and_change_no_other(backend, grown, frozen):
+    free = roll_out(grown.model(backend=backend), grown.states.double(), 4, 2)
+    model = grown.model(backend=backend)
     model.get_parameter(frozen).requires_grad_(False)
     model.run_steps(grown.states.double(), 4, seed=2)[:, :4].sum().backward()
     assert model.get_parameter(frozen).grad is None
     assert set(free.gradients) - {"state"} == set(PARAMETERS)
 
 
-def test_state_gradient_alone(grown):
-    model = grown.model(backend="torch").requires_grad_(False)
+@ACTIVE
+def test_state_gradient_alone(backend, grown):
+    model = grown.model(backend=backend).requires_grad_(False)
     slow = copy_weights(model).requires_grad_(False)
     gradients = []
     for each in (model, slow):
@@ -208,8 +223,9 @@ def test_state_gradient_alone(grown):
     assert relative_error(gradients[0], gradients[1]) <= EXACT
 
 
-def test_without_gradients_nothing_is_recorded(grown):
-    model = grown.model(backend="torch")
+@ACTIVE
+def test_without_gradients_nothing_is_recorded(backend, grown):
+    model = grown.model(backend=backend)
     with torch.no_grad():
         end = model.run_steps(grown.states.double(), 3, seed=1)
     assert not end.requires_grad
@@ -217,8 +233,9 @@ def test_without_gradients_nothing_is_recorded(grown):
         assert torch.equal(model.run_steps(grown.states.double(), 3, seed=1), end)
 
 
-def test_second_derivatives_are_refused(grown):
-    model = grown.model(backend="torch")
+@ACTIVE
+def test_second_derivatives_are_refused(backend, grown):
+    model = grown.model(backend=backend)
     state = grown.states.double().requires_grad_()
     loss = model.run_steps(state, 2, seed=1).square().sum()
     (gradient,) = torch.autograd.grad(loss, state, create_graph=True)
@@ -227,8 +244,9 @@ def test_second_derivatives_are_refused(grown):
         (gradient.square().sum() + state.square().sum()).backward()
 
 
-def test_forward_mode_is_refused(grown):
-    model = grown.model(backend="torch")
+@ACTIVE
+def test_forward_mode_is_refused(backend, grown):
+    model = grown.model(backend=backend)
     state = grown.states.double()
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(state, torch.ones_like(state))
@@ -245,24 +263,25 @@ SPOILED = {
 }
 
 
+@ACTIVE
 @pytest.mark.parametrize("name", SPOILED)
-def test_values_that_are_not_finite_spread_as_in_the_reference(grown, name):
+def test_values_that_are_not_finite_spread_as_in_the_reference(backend, grown, name):
     channel, value = SPOILED[name]
-    model = grown.model(dtype=torch.float32, backend="torch")
+    model = grown.model(dtype=torch.float32, backend=backend)
     state = grown.states.clone()
     state[1, channel, 14, 14] = value
     fast, slow = (roll_out(m, state, 6, 3) for m in (model, copy_weights(model)))
     torch.testing.assert_close(fast.state, slow.state, rtol=0, atol=0, equal_nan=True)
     for gradient, expected in zip(fast.gradients.values(), slow.gradients.values(), strict=True):
         torch.testing.assert_close(gradient, expected, rtol=0, atol=0, equal_nan=True)
-    masks = iterate_masks(3, 0, 6, state.shape, 0.5)
     with pytest.raises(OutOfRangeError):
-        active_rollout(state, model._weights(), masks)
+        model._active(backend, state, Updates(6, None, 3, 0, 0.5))
 
 
+@ACTIVE
 @pytest.mark.parametrize("parameter", PARAMETERS)
-def test_weights_that_are_not_finite_give_the_references_result(grown, parameter):
-    model = grown.model(dtype=torch.float32, backend="torch")
+def test_weights_that_are_not_finite_give_the_references_result(backend, grown, parameter):
+    model = grown.model(dtype=torch.float32, backend=backend)
     with torch.no_grad():
         model.get_parameter(parameter).view(-1)[0] = float("nan")
     state = create_seed(28)
@@ -271,9 +290,10 @@ def test_weights_that_are_not_finite_give_the_references_result(grown, parameter
     assert fast.isnan().any()
 
 
-def test_the_saved_history_is_small(grown):
+@ACTIVE
+def test_the_saved_history_is_small(backend, grown):
     """Autograd keeps what was overwritten, not perception and hidden layer of every cell."""
-    model = grown.model(dtype=torch.float32, backend="torch")
+    model = grown.model(dtype=torch.float32, backend=backend)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         model.run_steps(grown.states, 20, seed=1)

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 # Each module may import what stands on floors below its own.
 FLOORS = [
     ["fastnca.life", "fastnca.masks", "fastnca.states", "fastnca.targets", "fastnca.backends"],
-    ["fastnca.checks", "fastnca.reference", "fastnca.storage.atomic"],
-    ["fastnca.active", "fastnca.fused", "fastnca.storage"],
+    ["fastnca.checks", "fastnca.derivatives", "fastnca.reference", "fastnca.storage.atomic"],
+    ["fastnca.active", "fastnca.cpp", "fastnca.fused", "fastnca.storage"],
     ["fastnca.images", "fastnca.support"],
     ["fastnca.module"],
     ["fastnca.pictures", "fastnca.training"],

@@ -8,7 +8,7 @@ import torch.nn as nn
 
 from fastnca import BackendError, NeuralCA, use_backend
 from fastnca.support import choose_backend
-from tests.helpers import copy_weights, excite
+from tests.helpers import CPU_DEFAULT, copy_weights, excite
 
 STATE = torch.rand(1, 16, 5, 5)
 
@@ -18,7 +18,7 @@ def chosen(model, state=STATE):
 
 
 def test_the_cpu_default_is_active_cells():
-    assert chosen(NeuralCA()) == "torch"
+    assert chosen(NeuralCA()) == CPU_DEFAULT
 
 
 def test_order_argument_statement_environment(monkeypatch):
@@ -42,7 +42,7 @@ def test_use_backend_as_a_statement_stays():
         assert chosen(NeuralCA()) == "reference"
     finally:
         before.__exit__(None, None, None)
-    assert chosen(NeuralCA()) == "torch"
+    assert chosen(NeuralCA()) == CPU_DEFAULT
 
 
 @pytest.mark.parametrize("ask", ["argument", "statement", "environment"])
@@ -65,10 +65,10 @@ def test_triton_on_a_cpu_is_refused_with_every_reason(monkeypatch, ask):
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_precision_that_only_the_kernels_have_is_not_ignored(precision, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    for backend in ("auto", "torch", "reference"):
+    for backend in ("auto", "cpp", "torch", "reference"):
         with pytest.raises(BackendError, match=f"precision='{precision}'"):
             NeuralCA(backend=backend, precision=precision)(STATE)
-    assert chosen(NeuralCA(precision="ieee")) == "torch"
+    assert chosen(NeuralCA(precision="ieee")) == CPU_DEFAULT
 
 
 class Clamped(NeuralCA):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from fastnca import NeuralCA, __version__
 from fastnca.commands.parser import main
 from tests import tutorial
-from tests.helpers import excite
+from tests.helpers import CPU_DEFAULT, excite
 
 QUICK = [
     *("--size", "12", "--hidden", "6", "--iterations", "3"),
@@ -86,7 +86,7 @@ def test_train_says_what_it_does(tmp_path, capsys):
     assert main(["train", *QUICK, "--target", "ring", "--out", str(tmp_path / "r")]) == 0
     said = capsys.readouterr()
     assert "ring on 12x12 cells, 16 channels, hidden 6, preset tutorial, 3 iterations" in said.out
-    assert "backend torch on cpu" in said.out
+    assert f"backend {CPU_DEFAULT} on cpu" in said.out
     assert "3 iterations in" in said.out
     assert said.err == ""
 

@@ -7,7 +7,7 @@ import torch
 
 from fastnca import NeuralCA, reference
 from fastnca.support import choose_backend, operand_precision
-from tests.helpers import copy_weights, excite, relative_error, roll_out
+from tests.helpers import CPU_DEFAULT, copy_weights, excite, relative_error, roll_out
 
 pytest.importorskip("triton", reason="the fused kernels need Triton")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
@@ -59,7 +59,7 @@ def test_eval_and_trajectory(model, state):
 def test_auto_takes_the_kernels_on_a_gpu_only(state):
     model = NeuralCA(8, 16).to(DEVICE)
     chosen = choose_backend(model, "auto", "auto", state)
-    assert chosen == ("triton" if DEVICE == "cuda" else "torch")
+    assert chosen == ("triton" if DEVICE == "cuda" else CPU_DEFAULT)
 
 
 def test_auto_precision_follows_torch(monkeypatch):

@@ -45,6 +45,10 @@ def test_everything_of_the_package_is_inside(wheel):
         assert str(path.relative_to(ROOT)) in names
     for path in (ROOT / "kernels").rglob("*.py"):
         assert f"fastnca/{path.relative_to(ROOT)}" in names
+    sources = list((ROOT / "kernels" / "cpu").iterdir())
+    assert {path.suffix for path in sources} == {".cpp", ".h"}
+    for path in sources:
+        assert f"fastnca/{path.relative_to(ROOT)}" in names
     assert "fastnca/py.typed" in names
 
 

@@ -15,6 +15,6 @@ What is kept for the backward pass: of each step, which cells it overwrote and t
 and one flag per cell that says whether it was alive afterwards. Everything else is recomputed.
 """
 
-from fastnca.active.rollout import ActiveState, OutOfRangeError, active_rollout
+from fastnca.active.rollout import active_rollout
 
-__all__ = ["ActiveState", "OutOfRangeError", "active_rollout"]
+__all__ = ["active_rollout"]

@@ -9,17 +9,8 @@ from torch import Tensor
 
 from fastnca.active.grid import Grid, indices, put
 from fastnca.active.network import Network, stencil
+from fastnca.checks import MOST_WEIGHT, OutOfRangeError
 from fastnca.states import ALIVE_THRESHOLD, ALPHA
-
-_MAX_WEIGHT = 1e6
-
-
-class OutOfRangeError(ArithmeticError):
-    """A value is not finite, or so large that a step could overflow.
-
-    There 0·∞ = NaN spreads through cells that are masked out or dead, which active cells do not
-    see; the reference operators must be used.
-    """
 
 
 @dataclass
@@ -68,8 +59,8 @@ class Stepper:
     def __post_init__(self) -> None:
         self._filters = stencil(self.grid, self.rows.dtype)
         for weights in (self.network.weight1, self.network.weight2, self.network.bias1):
-            _check_range(weights, _MAX_WEIGHT)
-        _check_range(self.network.bias2, _MAX_WEIGHT)
+            _check_range(weights, MOST_WEIGHT)
+        _check_range(self.network.bias2, MOST_WEIGHT)
         _check_range(self.rows)
         self._visible = self.grid.plane()  # alpha above the threshold, before the step
         self._updated = self.grid.plane()  # the same after the update, before the alive mask

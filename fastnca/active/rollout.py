@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from fastnca.active.backward import run_backward
-from fastnca.active.forward import OutOfRangeError, Stepper, StepRecord
+from fastnca.active.forward import Stepper, StepRecord
 from fastnca.active.grid import Grid
 from fastnca.active.network import Network
-
-__all__ = ["ActiveState", "OutOfRangeError", "active_rollout"]
+from fastnca.derivatives import first_order_only, refuse_forward_mode
 
 Parameters = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -40,36 +39,18 @@ def active_rollout(
     if torch.is_grad_enabled() and any(t.requires_grad for t in (state, *parameters)):
         result: Tensor = _Rollout.apply(state, *parameters, masks)
         return result
-    active = ActiveState(state, parameters)
-    active.advance(masks)
-    return active.state()
+    return _run(state, parameters, masks, keep=False)[0]
 
 
-class ActiveState:
-    """A state that is advanced step by step without gradient.
-
-    Args:
-        state: `[B, C, H, W]` float32 or float64, any strides; copied.
-        parameters: as in `active_rollout`.
-
-    Raises:
-        OutOfRangeError: a value is outside the range in which active cells are exact.
-    """
-
-    def __init__(self, state: Tensor, parameters: Parameters) -> None:
-        with torch.no_grad():
-            self._grid = Grid(state.shape[0], state.shape[2], state.shape[3], state.device)
-            network = Network.from_convolutions(*parameters)
-            self._stepper = Stepper(self._grid, network, self._grid.to_rows(state))
-
-    def advance(self, masks: Iterable[Tensor | None]) -> None:
-        """Advance by one step per mask; raises `OutOfRangeError` as `active_rollout` does."""
-        with torch.no_grad():
-            self._stepper.run(masks, keep=False)
-
-    def state(self) -> Tensor:
-        """Return a contiguous copy of the state, `[B, C, H, W]`."""
-        return self._grid.to_state(self._stepper.rows)
+def _run(
+    state: Tensor, parameters: Parameters, masks: Iterable[Tensor | None], keep: bool
+) -> tuple[Tensor, Grid, Tensor, list[StepRecord]]:
+    """Advance a state; return the last one, its grid and rows, and a record per step if wanted."""
+    with torch.no_grad():
+        grid = Grid(state.shape[0], state.shape[2], state.shape[3], state.device)
+        rows = grid.to_rows(state)
+        records = Stepper(grid, Network.from_convolutions(*parameters), rows).run(masks, keep)
+        return grid.to_state(rows), grid, rows, records
 
 
 class _Rollout(torch.autograd.Function):
@@ -77,15 +58,11 @@ class _Rollout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        state, w1, b1, w2, b2, masks = arguments
-        grid = Grid(state.shape[0], state.shape[2], state.shape[3], state.device)
-        network = Network.from_convolutions(w1, b1, w2, b2)
-        rows = grid.to_rows(state)
-        records = Stepper(grid, network, rows).run(masks, keep=True)
+        state, *parameters, masks = arguments
+        result, ctx.grid, rows, records = _run(state, tuple(parameters), masks, keep=True)
         kept = [tensor for record in records for tensor in record.tensors()]
-        ctx.save_for_backward(state, w1, b1, w2, b2, rows, *kept)
-        ctx.grid = grid
-        return grid.to_state(rows)
+        ctx.save_for_backward(state, *parameters, rows, *kept)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -105,27 +82,13 @@ class _Rollout(torch.autograd.Function):
                 weights_wanted=any(wanted[1:5]),
                 state_wanted=wanted[0],
             )
+            grads: tuple[Tensor | None, ...]
             grads = (ctx.grid.to_state(grad), *sums.to_convolutions())
         if torch.is_grad_enabled():
-            grads = _FirstOrderOnly.apply(grad_outputs[0], state, w1, b1, w2, b2, *grads)
+            inputs = (grad_outputs[0], state, w1, b1, w2, b2)
+            grads = first_order_only("torch", grads, inputs)
         return *(g if need else None for g, need in zip(grads, wanted, strict=False)), None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise NotImplementedError(
-            "the torch backend has no forward-mode derivative; use backend='reference'"
-        )
-
-
-class _FirstOrderOnly(torch.autograd.Function):
-    """Pass five gradients on; refuse to be differentiated, instead of being silently wrong."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Tensor) -> tuple[Tensor, ...]:
-        return tuple(gradient.clone() for gradient in arguments[6:])
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        raise NotImplementedError(
-            "the torch backend has no second derivatives; use backend='reference'"
-        )
+        refuse_forward_mode("torch")

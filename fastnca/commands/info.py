@@ -3,12 +3,14 @@
 import os
 import platform
 from argparse import Namespace
+from collections.abc import Sequence
 from importlib import metadata
 
 import torch
 
 from fastnca import __version__
 from fastnca.backends import ENVIRONMENT_VARIABLE
+from fastnca.cpp import cpp_reasons
 from fastnca.fused import fused_reasons
 from fastnca.states import NUM_CHANNELS
 
@@ -29,14 +31,19 @@ def info(_: Namespace) -> int:
     print("backends")
     print(f"  {'reference':<12} yes")
     print(f"  {'torch':<12} yes")
+    _print_backend("cpp", cpp_reasons(torch.float32))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reasons = fused_reasons(device, torch.float32, NUM_CHANNELS, 128, "ieee")
-    print(f"  {'triton':<12} {'no: ' + ' '.join(reasons) if reasons else 'yes'}")
+    _print_backend("triton", reasons)
     chosen = os.environ.get(ENVIRONMENT_VARIABLE)
     print(
         f"{ENVIRONMENT_VARIABLE} is {chosen!r}" if chosen else f"{ENVIRONMENT_VARIABLE} is not set"
     )
     return 0
+
+
+def _print_backend(name: str, reasons: Sequence[str]) -> None:
+    print(f"  {name:<12} {'no: ' + ' '.join(reasons) if reasons else 'yes'}")
 
 
 def _version(package: str) -> str:

@@ -108,7 +108,7 @@ def _rollout(model: NeuralCA, seed_state: Tensor, config: TrainConfig) -> int:
         starts = 2 if every == 1 else math.ceil(steps / every) + 3
         row = max(16, 1 << (channels - 1).bit_length()) * _FLOAT
         return batch * cells * row * (kept + starts)
-    if backend == "torch":
+    if backend in ("torch", "cpp"):
         # a step keeps the rows that it overwrites, their numbers, and a flag per cell
         step = math.ceil(config.update_rate * (channels * size + 8)) + 1
         return batch * cells * (step * steps + 2 * channels * size)

@@ -1,0 +1,13 @@
+"""The `cpp` backend: exact rollouts on active cells in C++, compiled when they are first used.
+
+    build.py      finds a compiler, compiles `kernels/cpu/`, keeps the result
+    library.py    the compiled functions and their arguments
+    rollout.py    the autograd node
+
+The algorithm is that of `fastnca.active`, the `torch` backend; the sources say how it is laid out.
+"""
+
+from fastnca.cpp.build import cpp_reasons
+from fastnca.cpp.rollout import cpp_rollout
+
+__all__ = ["cpp_reasons", "cpp_rollout"]

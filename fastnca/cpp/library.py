@@ -1,0 +1,192 @@
+"""The compiled functions: their arguments, the memory they are given, what they return."""
+
+import ctypes
+import itertools
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnca.checks import MOST_WEIGHT, OutOfRangeError
+from fastnca.cpp.build import cpp_library
+from fastnca.masks import Updates, threshold
+from fastnca.states import ALIVE_THRESHOLD
+
+Parameters = tuple[Tensor, Tensor, Tensor, Tensor]
+
+_OUT_OF_RANGE, _OUT_OF_MEMORY = 1, 2  # what a function returns; 0 if all went well
+_PIECE = 1 << 19  # bytes that are kept for the backward pass, at once
+_SINGLE_PIECE = 1 << 16  # the same for a single step
+
+_Allocate = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64))
+
+
+class _Call(ctypes.Structure):
+    """`fastnca_rollout` of `kernels/cpu/rollout.cpp`."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "channels", "hidden", "height", "width")),
+        ("steps", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("state", "weight1", "bias1", "weight2", "bias2")),
+        ("masks", ctypes.c_void_p),
+        ("random", ctypes.c_int64),
+        ("seed", ctypes.c_uint64),
+        ("first_step", ctypes.c_uint64),
+        ("limit", ctypes.c_int64),
+        ("threshold", ctypes.c_double),
+        ("largest_weight", ctypes.c_double),
+        ("threads", ctypes.c_int64),
+        ("allocate", _Allocate),
+        ("piece_bytes", ctypes.c_int64),
+    )
+
+
+class Kept:
+    """What the backward pass needs to know of the forward pass, beside the memory it was given.
+
+    Args:
+        library: the compiled functions.
+        address: of what they keep; freed with this object.
+    """
+
+    def __init__(self, library: ctypes.CDLL, address: int) -> None:
+        self.address = address
+        self._release = library.fastnca_release
+
+    def __del__(self) -> None:
+        self._release(self.address)
+
+
+@cache
+def _library(dtype: torch.dtype) -> ctypes.CDLL:
+    """Return the compiled functions with their types declared."""
+    library = cpp_library(dtype)
+    call, pointer = ctypes.POINTER(_Call), ctypes.c_void_p
+    library.fastnca_forward.argtypes = (call, pointer, ctypes.POINTER(pointer))
+    library.fastnca_backward.argtypes = (call, *(pointer,) * 5)
+    library.fastnca_release.argtypes = (pointer,)
+    library.fastnca_release.restype = None
+    return library
+
+
+def forward(
+    state: Tensor, parameters: Parameters, updates: Updates, keep: bool
+) -> tuple[Tensor, Kept | None, list[Tensor]]:
+    """Advance a state.
+
+    Args:
+        state: `[B, C, H, W]` float32 or float64 on the CPU.
+        parameters: weight and bias of the two 1x1 convolutions, of the same type.
+        updates: at least one step.
+        keep: whether there will be a backward pass.
+
+    Returns:
+        The last state, contiguous; what `backward` needs; the memory of that, `[n]` uint8 each.
+
+    Raises:
+        MemoryError: memory ran out.
+        OutOfRangeError: a value left the range in which active cells are exact.
+    """
+    library = _library(state.dtype)
+    state = state.detach().contiguous()
+    weights = [parameter.detach().contiguous() for parameter in parameters]
+    masks = None if updates.given is None else updates.given.contiguous()
+    pieces: dict[int, Tensor] = {}
+    numbers = itertools.count()
+
+    def allocate(size: int, number: Any) -> int:
+        """Called by several threads at a time; returns null where memory runs out."""
+        try:
+            piece = torch.empty(size, dtype=torch.uint8, device="cpu")
+        except (MemoryError, RuntimeError):
+            return 0
+        number[0] = next(numbers)
+        pieces[number[0]] = piece
+        return piece.data_ptr()
+
+    result = torch.empty_like(state)
+    call = _call(state.shape, weights[1].shape[0])
+    call.steps = updates.steps
+    call.state = state.data_ptr()
+    call.weight1, call.bias1, call.weight2, call.bias2 = (w.data_ptr() for w in weights)
+    call.masks = None if masks is None else masks.data_ptr()
+    call.random = updates.seed is not None
+    call.seed = updates.seed or 0
+    call.first_step = updates.first_step
+    call.limit = threshold(updates.update_rate)
+    call.threshold = ALIVE_THRESHOLD
+    call.largest_weight = MOST_WEIGHT
+    if keep:
+        call.allocate = _Allocate(allocate)
+        call.piece_bytes = _PIECE if updates.steps > 1 else _SINGLE_PIECE
+    address = ctypes.c_void_p()
+    status = library.fastnca_forward(ctypes.byref(call), result.data_ptr(), ctypes.byref(address))
+    if status == _OUT_OF_RANGE:
+        raise OutOfRangeError
+    _check_memory(status)
+    kept = Kept(library, address.value) if address.value else None
+    return result, kept, [pieces[number] for number in range(len(pieces))]
+
+
+def backward(
+    kept: Kept,
+    pieces: Sequence[Tensor],
+    grad: Tensor,
+    shapes: tuple[torch.Size, ...],
+    state_wanted: bool,
+    weights_wanted: bool,
+) -> tuple[Tensor | None, ...]:
+    """Differentiate a rollout.
+
+    Args:
+        kept: as `forward` returned it.
+        pieces: the memory that came with it, or a copy.
+        grad: `[B, C, H, W]`, gradient of the last state.
+        shapes: shapes of the four parameters.
+        state_wanted: whether the gradient of the first state is needed.
+        weights_wanted: whether those of the parameters are.
+
+    Returns:
+        The gradients of the first state and of the four parameters, None where not wanted. If
+        `grad` is not finite they are all NaN, as the masks' 0·∞ makes them in the reference.
+
+    Raises:
+        MemoryError: memory ran out.
+    """
+    grad = grad.contiguous()
+    state = torch.empty_like(grad) if state_wanted else None
+    weights = [grad.new_empty(shape) for shape in shapes] if weights_wanted else []
+    status = _library(grad.dtype).fastnca_backward(
+        ctypes.byref(_call(grad.shape, shapes[1][0])),
+        kept.address,
+        _addresses(pieces),
+        grad.data_ptr(),
+        None if state is None else state.data_ptr(),
+        _addresses(weights) if weights else None,
+    )
+    grads = (state, *(weights or (None,) * 4))
+    if status == _OUT_OF_RANGE:
+        for tensor in grads:
+            if tensor is not None:
+                tensor.fill_(math.nan)
+    _check_memory(status)
+    return grads
+
+
+def _call(shape: Sequence[int], hidden: int) -> _Call:
+    """Return a call for states of a shape, as far as both directions need it."""
+    batch, channels, height, width = shape
+    return _Call(batch, channels, hidden, height, width, threads=torch.get_num_threads())
+
+
+def _addresses(tensors: Sequence[Tensor]) -> Any:
+    """Return a C array of where tensors lie."""
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+
+
+def _check_memory(status: int) -> None:
+    if status == _OUT_OF_MEMORY:
+        raise MemoryError("memory ran out in a rollout of the cpp backend")
