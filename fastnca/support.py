@@ -83,6 +83,8 @@ def backend_reasons(name: str, model: "NeuralCA", precision: str, state: Tensor)
     reasons: list[str] = []
     if name in ("torch", "cpp") and torch.compiler.is_compiling():
         return ["torch.compile traces the reference operators"]
+    if name != "reference" and state.is_meta:
+        return ["a state on the meta device has no values"]
     if name != "triton" and precision in ("fp16", "bf16"):
         reasons.append(f"precision='{precision}' exists only in the fused kernels")
     if name == "triton":

@@ -100,7 +100,7 @@ def forward(
     def allocate(size: int, number: Any) -> int:
         """Called by several threads at a time; returns null where memory runs out."""
         try:
-            piece = torch.empty(size, dtype=torch.uint8, device="cpu")
+            piece = _new_piece(size)
         except (MemoryError, RuntimeError):
             return 0
         number[0] = next(numbers)
@@ -174,6 +174,10 @@ def backward(
                 tensor.fill_(math.nan)
     _check_memory(status)
     return grads
+
+
+def _new_piece(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
 def _call(shape: Sequence[int], hidden: int) -> _Call:
