@@ -30,6 +30,8 @@ COLORS = {
     "tutorial": "#4d4d4d",
     "compile": "#b07aa1",
     "compile-graphs": "#d4a6c8",
+    "cpp": "#17806d",
+    "cpp-steps": "#7fc7b8",
     "torch": "#1f77b4",
     "torch-steps": "#8ab8de",
     "triton-fp16": "#d62728",
@@ -37,7 +39,7 @@ COLORS = {
     "triton-ieee": "#ff7f0e",
     "cax": "#2ca02c",
 }
-MARKERS = dict(zip(PROVIDERS, "os^DvP*Xh", strict=False))
+MARKERS = dict(zip(PROVIDERS, "os^DvP*Xhd<", strict=False))
 MARK = "results-sha256"
 _DPI = 130
 _AXES = {

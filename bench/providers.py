@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.runners import Runner, StepByStep, TorchRunner
 from fastnca import NeuralCA
+from fastnca.cpp import cpp_reasons
 from tests import tutorial
 
 BASELINE = "tutorial"
@@ -113,6 +114,12 @@ def _compiler_missing(device: torch.device) -> Refusal:
     return None
 
 
+def _no_cpp(device: torch.device) -> Refusal:
+    if device.type != "cpu":
+        return "the C++ kernels run on a CPU"
+    return "; ".join(cpp_reasons(torch.float32)) or None
+
+
 def _not_cuda(device: torch.device) -> Refusal:
     return None if device.type == "cuda" else "CUDA graphs need a CUDA GPU"
 
@@ -160,6 +167,20 @@ PROVIDERS = {
             _compiled("reduce-overhead"),
             _not_cuda,
             compiles=True,
+        ),
+        Provider(
+            "cpp",
+            "NeuralCA(backend='cpp'), whole rollouts",
+            _ours(NeuralCA, "cpp", ("drawn", "seeded")),
+            _no_cpp,
+            kept_bytes=80,
+        ),
+        Provider(
+            "cpp-steps",
+            "NeuralCA(backend='cpp') called step by step",
+            _ours(StepByStep, "cpp", ("drawn", "drawn")),
+            _no_cpp,
+            kept_bytes=200,
         ),
         Provider(
             "torch",

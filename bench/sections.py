@@ -10,7 +10,7 @@ from bench.quality import Result
 from bench.results import OK, Row
 from bench.table import SWEEPS, growth, sweep
 
-OURS = ("torch", "torch-steps", "triton-fp16", "triton-bf16", "triton-ieee")
+OURS = ("cpp", "cpp-steps", "torch", "torch-steps", "triton-fp16", "triton-bf16", "triton-ieee")
 WITHOUT_GAIN = 1.3
 """Cases whose ratio is below this are listed as those where the package does not help."""
 

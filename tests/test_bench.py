@@ -95,7 +95,7 @@ class ScaledLikeDropout(reference.NeuralCA):
 
 
 @pytest.mark.parametrize("case", MODES, ids=str)
-@pytest.mark.parametrize("name", ["tutorial", "torch", "torch-steps"])
+@pytest.mark.parametrize("name", ["tutorial", "cpp", "cpp-steps", "torch", "torch-steps"])
 def test_gate_lets_right_providers_pass(name, case, pool):
     provider = PROVIDERS[name]
     state = make_state(case.state, case.size, case.batch, pool)

@@ -28,10 +28,13 @@ def fresh(monkeypatch, tmp_path):
     """Forget what was built, so that it is looked for again, in a directory of the test's own."""
     monkeypatch.setenv(build.DIRECTORY, str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
-    for function in (build._load, build._temporary):
-        function.cache_clear()
+    forget()
     yield tmp_path / "cache"
-    for function in (build._load, build._temporary):
+    forget()
+
+
+def forget():
+    for function in (build._load, build._temporary, library._library):
         function.cache_clear()
 
 
