@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from fastnca import BackendError, NeuralCA
+from fastnca.checks import OutOfRangeError
 from fastnca.cpp import build, cpp_reasons, library
 from fastnca.masks import Updates, update_masks
 from fastnca.support import choose_backend
@@ -102,6 +103,30 @@ def test_the_number_of_threads_changes_no_bit(grown):
         assert torch.equal(other.state, found[0].state)
         for name, gradient in found[0].gradients.items():
             assert torch.equal(other.gradients[name], gradient), name
+
+
+@COMPILED
+def test_threads_that_share_a_step_change_no_bit():
+    torch.manual_seed(4)
+    model = excite(NeuralCA(5, 3, backend="cpp"), 0.1).double().eval()
+    state = torch.rand(1, 5, 101, 97, dtype=torch.float64)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(roll_out(model, state, 2, 4))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0].state, found[1].state)
+    assert relative_error(found[0].state, copy_weights(model).run_steps(state, 2)) <= 1e-13
+    state[0, 2, 60, 60] = 1e200  # its square is infinite
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(OutOfRangeError):
+            model._active("cpp", state, Updates(1))
+    finally:
+        torch.set_num_threads(before)
 
 
 @COMPILED

@@ -27,7 +27,7 @@ SWITCH = "FASTNCA_CPP"
 DIRECTORY = "FASTNCA_CACHE_DIR"
 
 _COMPILERS = ("c++", "g++", "clang++")
-_OPTIONS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-pthread")
+_OPTIONS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
 _PROCESSOR = ("-march=native", "-mcpu=native")  # the second is what some compilers call it on ARM
 _MOST_SECONDS = 300
 _TYPES = {torch.float32: "float", torch.float64: "double"}

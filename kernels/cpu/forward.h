@@ -11,6 +11,7 @@
 
 #include "network.h"
 #include "record.h"
+#include "threads.h"
 
 namespace fastnca {
 
@@ -33,13 +34,43 @@ T sum_of_squares(const T *values, int64_t count) {
     return sum;
 }
 
+// The updated values of lists of cells, with the memory that computing them takes.
+template <typename T>
+class Updater {
+  public:
+    explicit Updater(const Weights<T> &weights)
+        : weights_(weights), tile_(weights), delta_(TILE * weights.stride) {}
+
+    // Write the updated rows of `count` cells into `fresh` [count, stride].
+    Status operator()(const Grid &grid, const T *rows, const int32_t *cells, int64_t count,
+                      T *fresh) {
+        const int64_t stride = weights_.stride;
+        for (int64_t start = 0; start < count; start += TILE) {
+            const int64_t size = std::min<int64_t>(TILE, count - start);
+            tile_.delta(rows, grid.pitch(), cells + start, size, delta_.data());
+            for (int64_t i = start; i < start + size; ++i)
+                for (int64_t c = 0; c < stride; ++c)
+                    fresh[i * stride + c] =
+                        rows[cells[i] * stride + c] + delta_[(i - start) * stride + c];
+        }
+        return in_range(sum_of_squares(fresh, count * stride)) ? DONE : OUT_OF_RANGE;
+    }
+
+  private:
+    const Weights<T> &weights_;
+    Tile<T> tile_;
+    Array<T> delta_;
+};
+
 template <typename T>
 class Stepper {
   public:
     // arena: where records go; null if none are wanted.
-    Stepper(const Grid &grid, const Weights<T> &weights, T threshold, Arena *arena)
-        : grid_(grid), weights_(weights), threshold_(threshold), arena_(arena), tile_(weights),
-          rows_(grid.rows() * weights.stride), delta_(TILE * weights.stride), visible_(grid),
+    // threads: how many may share a step.
+    Stepper(const Grid &grid, const Weights<T> &weights, T threshold, Arena *arena,
+            int64_t threads)
+        : grid_(grid), weights_(weights), threshold_(threshold), arena_(arena), threads_(threads),
+          updater_(weights), rows_(grid.rows() * weights.stride), visible_(grid),
           occupied_(grid), pre_(grid), reach_(grid), near_(grid), updated_(grid), post_(grid),
           cells_(grid.height * grid.width) {}
 
@@ -47,7 +78,8 @@ class Stepper {
     void enter(const T *state) {
         const int64_t stride = weights_.stride;
         to_rows(grid_, weights_.channels, stride, state, rows_.data());
-        in_range_ = in_range(sum_of_squares(rows_.data(), static_cast<int64_t>(rows_.size())));
+        if (!in_range(sum_of_squares(rows_.data(), static_cast<int64_t>(rows_.size()))))
+            status_ = OUT_OF_RANGE;
         forget_lines();
         for (int64_t y = 1; y <= grid_.height; ++y)
             for (int64_t row = grid_.cell(y, 1); row <= grid_.cell(y, grid_.width); ++row) {
@@ -71,8 +103,8 @@ class Stepper {
                     rows_.data() + grid_.cell(lines_.top, 0) * stride, size * sizeof(T));
     }
 
-    // Whether all values so far are in the range where active cells are exact.
-    bool exact() const { return in_range_; }
+    // DONE while all values are in the range where active cells are exact.
+    Status status() const { return status_; }
 
     // The lines in which the next step may update a cell, for which it needs a mask.
     Lines lines() const { return lines_.widened(2, grid_); }
@@ -95,6 +127,9 @@ class Stepper {
     }
 
   private:
+    static constexpr int64_t PART = 8 * TILE;  // cells that a thread takes at once
+    static constexpr int64_t MANY_PARTS = 16;  // more are worth threads of their own
+
     void forget_lines() { lines_ = {grid_.height + 1, 0}; }
 
     void cover(int64_t y) {
@@ -130,20 +165,22 @@ class Stepper {
 
     // Compute the updated values of the listed cells.
     void update(int64_t count) {
-        const int64_t stride = weights_.stride;
-        if (static_cast<int64_t>(fresh_.size()) < count * stride) fresh_.resize(count * stride);
-        T squares = 0;
-        for (int64_t start = 0; start < count; start += TILE) {
-            const int64_t size = std::min<int64_t>(TILE, count - start);
-            const int32_t *cells = cells_.data() + start;
-            T *fresh = fresh_.data() + start * stride;
-            tile_.delta(rows_.data(), grid_.pitch(), cells, size, delta_.data());
-            for (int64_t i = 0; i < size; ++i)
-                for (int64_t c = 0; c < stride; ++c)
-                    fresh[i * stride + c] = rows_[cells[i] * stride + c] + delta_[i * stride + c];
-            squares += sum_of_squares(fresh, size * stride);
+        if (static_cast<int64_t>(fresh_.size()) < count * weights_.stride)
+            fresh_.resize(count * weights_.stride);
+        const auto part = [&](Updater<T> &updater, int64_t start) {
+            const int64_t size = std::min(PART, count - start), row = start * weights_.stride;
+            return updater(grid_, rows_.data(), cells_.data() + start, size, fresh_.data() + row);
+        };
+        const int64_t parts = (count + PART - 1) / PART;
+        if (threads_ <= 1 || parts <= MANY_PARTS) {
+            for (int64_t i = 0; i < parts && status_ == DONE; ++i) status_ = part(updater_, i * PART);
+            return;
         }
-        in_range_ = in_range_ && in_range(squares);
+        status_ = share(parts, threads_, [&] {
+            return [&, updater = Updater<T>(weights_)](int64_t i) mutable {
+                return part(updater, i * PART);
+            };
+        });
     }
 
     // Write the updated values of what is alive after the update, and clear what is not.
@@ -196,15 +233,16 @@ class Stepper {
     const Weights<T> &weights_;
     const T threshold_;
     Arena *arena_;
-    Tile<T> tile_;
-    Array<T> rows_, delta_, fresh_;
+    const int64_t threads_;
+    Updater<T> updater_;
+    Array<T> rows_, fresh_;
     // Before the step: alpha above the threshold; rows that may hold something. During it: the
     // cells that may be alive afterwards; those that can matter; those of them that update; alpha
     // above the threshold after the update; the cells that it keeps alive.
     Plane visible_, occupied_, pre_, reach_, near_, updated_, post_;
     std::vector<int32_t> cells_, gone_;
     Lines lines_{1, 0};  // those that hold something
-    bool in_range_ = true;
+    Status status_ = DONE;
 };
 
 }  // namespace fastnca

@@ -1,18 +1,17 @@
 // Rollouts of a batch of grids on several threads: the functions that Python calls.
 //
-// Grids do not depend on each other, so each is one thread's for a whole rollout. Gradients of the
+// Grids do not depend on each other, so each is one thread's for a whole rollout; threads that are
+// left over help where a step of a grid has much to do. Gradients of the
 // weights are added up per group of grids, and then in the order of the groups, so that the number
 // of threads does not change a bit of them.
-#include <atomic>
 #include <memory>
 #include <new>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "backward.h"
 #include "forward.h"
 #include "philox.h"
+#include "threads.h"
 
 #ifndef FASTNCA_TYPE
 #define FASTNCA_TYPE float
@@ -40,41 +39,10 @@ using T = FASTNCA_TYPE;
 
 constexpr int64_t MOST_GROUPS = 64;
 
-enum Status : int { DONE, OUT_OF_RANGE, OUT_OF_MEMORY };
-
 struct KeptBatch {
     Weights<T> weights;
     std::vector<Kept> grids;
 };
-
-// Call work(0) to work(count - 1) on several threads; return DONE, or a status that one returned.
-//
-// make_work: called once per thread, returns the callable.
-template <typename MakeWork>
-int share(int64_t count, int64_t threads, const MakeWork &make_work) {
-    std::atomic<int64_t> next{0};
-    std::atomic<int> status{DONE};
-    const auto run = [&] {
-        try {
-            auto work = make_work();
-            for (int64_t item = next++; item < count && status == DONE; item = next++)
-                if (const int found = work(item); found != DONE) status = found;
-        } catch (const std::bad_alloc &) {
-            status = OUT_OF_MEMORY;
-        }
-    };
-    std::vector<std::thread> others;
-    for (int64_t i = 1; i < std::min(threads, count); ++i) {
-        try {
-            others.emplace_back(run);
-        } catch (const std::system_error &) {
-            break;  // the system gives no more threads: fewer do the work
-        }
-    }
-    run();
-    for (std::thread &other : others) other.join();
-    return status;
-}
 
 bool weights_in_range(const fastnca_rollout &call) {
     const auto fits = [&](const T *values, int64_t count) {
@@ -85,14 +53,15 @@ bool weights_in_range(const fastnca_rollout &call) {
 }
 
 // Advance grid `number`; write its last state into `result`.
-int forward_grid(const fastnca_rollout &call, const Weights<T> &weights, int64_t number,
+Status forward_grid(const fastnca_rollout &call, const Weights<T> &weights, int64_t number,
                  Arena *arena, Kept *kept, T *result) {
     const Grid grid{call.height, call.width};
     const int64_t cells = grid.height * grid.width, size = call.channels * cells;
-    Stepper<T> stepper(grid, weights, static_cast<T>(call.threshold), arena);
+    const int64_t threads = call.threads / call.batch;  // for this grid alone
+    Stepper<T> stepper(grid, weights, static_cast<T>(call.threshold), arena, threads);
     stepper.enter(call.state + number * size);
     std::vector<uint8_t> drawn(call.random && !call.masks ? cells : 0);
-    for (int64_t step = 0; step < call.steps && stepper.exact(); ++step) {
+    for (int64_t step = 0; step < call.steps && stepper.status() == DONE; ++step) {
         const Lines lines = stepper.lines();
         const int64_t skipped = (lines.top - 1) * grid.width;
         const uint8_t *mask = nullptr;
@@ -107,18 +76,17 @@ int forward_grid(const fastnca_rollout &call, const Weights<T> &weights, int64_t
         const Record record = stepper.step(mask);
         if (kept) kept->records.push_back(record);
     }
-    if (!stepper.exact()) return OUT_OF_RANGE;
-    stepper.leave(result + number * size, kept);
-    return DONE;
+    if (stepper.status() == DONE) stepper.leave(result + number * size, kept);
+    return stepper.status();
 }
 
-int forward(const fastnca_rollout &call, T *result, KeptBatch **kept) {
+Status forward(const fastnca_rollout &call, T *result, KeptBatch **kept) {
     if (!weights_in_range(call)) return OUT_OF_RANGE;
     auto batch = std::make_unique<KeptBatch>(
         KeptBatch{Weights<T>(call.channels, call.hidden, call.weight1, call.bias1, call.weight2,
                              call.bias2),
                   std::vector<Kept>(call.allocate ? call.batch : 0)});
-    const int status = share(call.batch, call.threads, [&] {
+    const Status status = share(call.batch, call.threads, [&] {
         return [&, arena = Arena(call.allocate, call.piece_bytes)](int64_t number) mutable {
             return forward_grid(call, batch->weights, number, call.allocate ? &arena : nullptr,
                                 call.allocate ? &batch->grids[number] : nullptr, result);
@@ -128,15 +96,15 @@ int forward(const fastnca_rollout &call, T *result, KeptBatch **kept) {
     return status;
 }
 
-int backward(const fastnca_rollout &call, const KeptBatch &kept, const uint8_t *const *pieces,
+Status backward(const fastnca_rollout &call, const KeptBatch &kept, const uint8_t *const *pieces,
              const T *grad, T *grad_state, T *const *grads) {
     const Grid grid{call.height, call.width};
     const int64_t size = call.channels * call.height * call.width;
     const int64_t groups = std::min(call.batch, MOST_GROUPS);
     std::vector<Sums<T>> sums(grads ? groups : 0, Sums<T>(kept.weights));
-    const int status = share(groups, call.threads, [&] {
+    const Status status = share(groups, call.threads, [&] {
         return [&, differentiator = Differentiator<T>(grid, kept.weights)](
-                   int64_t group) mutable -> int {
+                   int64_t group) mutable -> Status {
             const int64_t end = (group + 1) * call.batch / groups;
             for (int64_t number = group * call.batch / groups; number < end; ++number)
                 if (!differentiator.run(kept.grids[number], pieces, grad + number * size,
