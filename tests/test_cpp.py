@@ -173,15 +173,18 @@ def test_the_backward_pass_frees_the_history(grown, monkeypatch):
 
 
 @COMPILED
-def test_where_memory_runs_out_an_error_says_so(grown, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [RuntimeError("can't allocate memory"), MemoryError(), KeyboardInterrupt()], ids=repr
+)
+def test_what_goes_wrong_while_memory_is_allocated_is_raised(grown, monkeypatch, error):
     model = grown.model(backend="cpp")
 
-    def refuse(*_, **__):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    def fail(_):
+        raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(library, "_new_piece", refuse)
-        with pytest.raises(MemoryError, match="cpp backend"):
+        patch.setattr(library, "_new_piece", fail)
+        with pytest.raises(type(error)):
             model.run_steps(grown.states.double(), 3, seed=1)
     assert torch.isfinite(model.run_steps(grown.states.double(), 3, seed=1)).all()
 

@@ -60,6 +60,31 @@ class Kept:
         self._release(self.address)
 
 
+class _Memory:
+    """Memory that a forward pass asks for, from several threads at a time.
+
+    Attributes:
+        pieces: `[n]` uint8 each, by number, from 0.
+        failed: what was raised; it would get lost on its way through C.
+    """
+
+    def __init__(self) -> None:
+        self.pieces: dict[int, Tensor] = {}
+        self.failed: list[BaseException] = []
+        self._numbers = itertools.count()
+
+    def allocate(self, size: int, number: Any) -> int:
+        """Return the address of a new piece and set its number; null if there is none."""
+        try:
+            piece = _new_piece(size)
+            number[0] = next(self._numbers)
+            self.pieces[number[0]] = piece
+            return piece.data_ptr()
+        except BaseException as error:
+            self.failed.append(error)
+            return 0
+
+
 @cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL:
     """Return the compiled functions with their types declared."""
@@ -94,19 +119,7 @@ def forward(
     state = state.detach().contiguous()
     weights = [parameter.detach().contiguous() for parameter in parameters]
     masks = None if updates.given is None else updates.given.contiguous()
-    pieces: dict[int, Tensor] = {}
-    numbers = itertools.count()
-
-    def allocate(size: int, number: Any) -> int:
-        """Called by several threads at a time; returns null where memory runs out."""
-        try:
-            piece = _new_piece(size)
-        except (MemoryError, RuntimeError):
-            return 0
-        number[0] = next(numbers)
-        pieces[number[0]] = piece
-        return piece.data_ptr()
-
+    memory = _Memory()
     result = torch.empty_like(state)
     call = _call(state.shape, weights[1].shape[0])
     call.steps = updates.steps
@@ -120,15 +133,17 @@ def forward(
     call.threshold = ALIVE_THRESHOLD
     call.largest_weight = MOST_WEIGHT
     if keep:
-        call.allocate = _Allocate(allocate)
+        call.allocate = _Allocate(memory.allocate)
         call.piece_bytes = _PIECE if updates.steps > 1 else _SINGLE_PIECE
     address = ctypes.c_void_p()
     status = library.fastnca_forward(ctypes.byref(call), result.data_ptr(), ctypes.byref(address))
+    kept = Kept(library, address.value) if address.value else None
+    if memory.failed:
+        raise memory.failed[0]
     if status == _OUT_OF_RANGE:
         raise OutOfRangeError
     _check_memory(status)
-    kept = Kept(library, address.value) if address.value else None
-    return result, kept, [pieces[number] for number in range(len(pieces))]
+    return result, kept, [memory.pieces[number] for number in range(len(memory.pieces))]
 
 
 def backward(
@@ -177,6 +192,7 @@ def backward(
 
 
 def _new_piece(size: int) -> Tensor:
+    """Allocate what is kept for the backward pass."""
     return torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
