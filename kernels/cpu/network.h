@@ -45,8 +45,8 @@ struct Weights {
     int64_t features() const { return 3 * stride; }
 };
 
-// Gradients of the weights, in the orientation of `to_hidden` and `to_delta`. Sums over some
-// thousand cells are kept in T and added up in double, so that rounding does not grow with steps.
+// Gradients of the weights, in the orientation of `to_hidden` and `to_delta`. Sums over about
+// a thousand cells are kept in T and added up in double, so that rounding does not grow with steps.
 template <typename T>
 class Sums {
   public:
