@@ -24,9 +24,9 @@ from fastnca.states import disc, rectangle
 from fastnca.storage.atomic import write_atomically
 
 GIF_EVERY = 4  # steps from frame to frame
-GROW_STEPS = 320
-"""Steps of a rollout in pictures: four times as many as in training, so that it shows whether a
-pattern stays what it became."""
+GROW_STEPS = 480
+"""Steps of a rollout in pictures: six times as many as in training, so that it shows what a pattern
+becomes and whether it stays that."""
 
 REGROW_STEPS = 160
 """Steps after the damage in pictures."""
