@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+CPP = (".cpp", ".h")
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,8 @@ def test_everything_of_the_package_is_inside(wheel):
         assert str(path.relative_to(ROOT)) in names
     for path in (ROOT / "kernels").rglob("*.py"):
         assert f"fastnca/{path.relative_to(ROOT)}" in names
-    sources = list((ROOT / "kernels" / "cpu").iterdir())
-    assert {path.suffix for path in sources} == {".cpp", ".h"}
+    sources = [path for path in (ROOT / "kernels" / "cpu").iterdir() if path.suffix in CPP]
+    assert len(sources) > 5
     for path in sources:
         assert f"fastnca/{path.relative_to(ROOT)}" in names
     assert "fastnca/py.typed" in names

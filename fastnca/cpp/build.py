@@ -81,7 +81,7 @@ def _build(kind: str) -> Path:
     options, processor = _options(compiler)
     command = [*compiler, *options, f"-DFASTNCA_TYPE={kind}"]
     digest = hashlib.sha256(repr(command).encode() + processor)
-    for source in sorted(sources.iterdir()):
+    for source in sorted([*sources.glob("*.h"), *sources.glob("*.cpp")]):
         digest.update(source.name.encode() + source.read_bytes())
     directory = _directory()
     library = directory / f"rollout-{kind}-{digest.hexdigest()[:24]}.so"

@@ -16,8 +16,12 @@ template <typename T>
 class Differentiator {
   public:
     Differentiator(const Grid &grid, const Weights<T> &weights)
-        : grid_(grid), weights_(weights), tile_(weights), rows_(grid.rows() * weights.stride),
-          grad_(grid.rows() * weights.stride), live_(grid.height * grid.width) {}
+        : grid_(grid),
+          weights_(weights),
+          tile_(weights),
+          rows_(grid.rows() * weights.stride),
+          grad_(grid.rows() * weights.stride),
+          live_(grid.height * grid.width) {}
 
     // Differentiate a rollout.
     //
@@ -96,9 +100,9 @@ class Differentiator {
             copy_row(stride, grad_.data() + live_[i] * stride, grad_delta_.data() + i * stride);
         for (int64_t start = 0; start < count; start += TILE) {
             const int64_t cells = std::min<int64_t>(TILE, count - start);
-            const T *sent = tile_.differentiate(rows_.data(), grid_.pitch(), live_.data() + start,
-                                                cells, grad_delta_.data() + start * stride, sums,
-                                                further);
+            const T *sent =
+                tile_.differentiate(rows_.data(), grid_.pitch(), live_.data() + start, cells,
+                                    grad_delta_.data() + start * stride, sums, further);
             if (!further) continue;
             for (int64_t i = 0; i < cells; ++i)
                 send_back(sent + i * weights_.features(), stride, grid_.pitch(),

@@ -67,11 +67,21 @@ class Stepper {
   public:
     // arena: where records go; null if none are wanted.
     // threads: how many may share a step.
-    Stepper(const Grid &grid, const Weights<T> &weights, T threshold, Arena *arena,
-            int64_t threads)
-        : grid_(grid), weights_(weights), threshold_(threshold), arena_(arena), threads_(threads),
-          updater_(weights), rows_(grid.rows() * weights.stride), visible_(grid),
-          occupied_(grid), pre_(grid), reach_(grid), near_(grid), updated_(grid), post_(grid),
+    Stepper(const Grid &grid, const Weights<T> &weights, T threshold, Arena *arena, int64_t threads)
+        : grid_(grid),
+          weights_(weights),
+          threshold_(threshold),
+          arena_(arena),
+          threads_(threads),
+          updater_(weights),
+          rows_(grid.rows() * weights.stride),
+          visible_(grid),
+          occupied_(grid),
+          pre_(grid),
+          reach_(grid),
+          near_(grid),
+          updated_(grid),
+          post_(grid),
           cells_(grid.height * grid.width) {}
 
     // Take the first state, [C, H, W].
@@ -173,7 +183,8 @@ class Stepper {
         };
         const int64_t parts = (count + PART - 1) / PART;
         if (threads_ <= 1 || parts <= MANY_PARTS) {
-            for (int64_t i = 0; i < parts && status_ == DONE; ++i) status_ = part(updater_, i * PART);
+            for (int64_t i = 0; i < parts && status_ == DONE; ++i)
+                status_ = part(updater_, i * PART);
             return;
         }
         status_ = share(parts, threads_, [&] {

@@ -45,8 +45,7 @@ inline int64_t Grid::size(const Lines &lines) const {
 // One flag per row of a grid, with guards at both ends so that it can be dilated.
 class Plane {
   public:
-    explicit Plane(const Grid &grid)
-        : guard_(grid.pitch() + 1), flags_(grid.rows() + 2 * guard_) {}
+    explicit Plane(const Grid &grid) : guard_(grid.pitch() + 1), flags_(grid.rows() + 2 * guard_) {}
     uint8_t *data() { return flags_.data() + guard_; }
     const uint8_t *data() const { return flags_.data() + guard_; }
     uint8_t &operator[](int64_t row) { return data()[row]; }

@@ -16,15 +16,21 @@ constexpr int TILE = 48;  // cells, an even number
 // The four parameters, padded with zeros, each matrix in both orientations.
 template <typename T>
 struct Weights {
-    int64_t channels, hidden;  // as the module has them
-    int64_t stride, width;     // padded
+    int64_t channels, hidden;                    // as the module has them
+    int64_t stride, width;                       // padded
     Array<T> to_hidden, bias1, to_delta, bias2;  // [3*stride, width], [width, stride]
     Array<T> from_hidden, from_delta;            // [width, 3*stride], [stride, width]
 
     Weights(int64_t channels, int64_t hidden, const T *w1, const T *b1, const T *w2, const T *b2)
-        : channels(channels), hidden(hidden), stride(padded<T>(channels)),
-          width(padded<T>(hidden)), to_hidden(3 * stride * width), bias1(width),
-          to_delta(width * stride), bias2(stride), from_hidden(3 * stride * width),
+        : channels(channels),
+          hidden(hidden),
+          stride(padded<T>(channels)),
+          width(padded<T>(hidden)),
+          to_hidden(3 * stride * width),
+          bias1(width),
+          to_delta(width * stride),
+          bias2(stride),
+          from_hidden(3 * stride * width),
           from_delta(width * stride) {
         for (int64_t h = 0; h < hidden; ++h) {
             bias1[h] = b1[h];
@@ -86,8 +92,7 @@ class Sums {
             for (int64_t c = 0; c < channels; ++c) {
                 for (int64_t k = 0; k < 3; ++k)
                     w1[h * 3 * channels + 3 * c + k] =
-                        static_cast<T>(first[(k * stride + c) * width + h]) *
-                        Weights<T>::scale(k);
+                        static_cast<T>(first[(k * stride + c) * width + h]) * Weights<T>::scale(k);
                 w2[c * hidden + h] = static_cast<T>(second[h * stride + c]);
             }
         }
@@ -122,8 +127,11 @@ template <typename T>
 class Tile {
   public:
     explicit Tile(const Weights<T> &weights)
-        : weights_(weights), features_(TILE * weights.features()), hidden_(TILE * weights.width),
-          grad_hidden_(TILE * weights.width), grad_features_(TILE * weights.features()) {}
+        : weights_(weights),
+          features_(TILE * weights.features()),
+          hidden_(TILE * weights.width),
+          grad_hidden_(TILE * weights.width),
+          grad_features_(TILE * weights.features()) {}
 
     // Compute W₂ relu(W₁ p + b₁) + b₂ of `count` cells into `delta` [TILE, stride].
     void delta(const T *rows, int64_t pitch, const int32_t *cells, int64_t count, T *delta) {
@@ -145,8 +153,7 @@ class Tile {
         const int64_t features = weights_.features();
         hidden(rows, pitch, cells, count);
         multiply<T, End::gate>({grad_delta, stride, 1, weights_.from_delta.data(), width,
-                                grad_hidden_.data(), width, stride, nullptr, false,
-                                hidden_.data()},
+                                grad_hidden_.data(), width, stride, nullptr, false, hidden_.data()},
                                even(count), width);
         if (sums) {
             multiply<T>({features_.data(), 1, features, grad_hidden_.data(), width,
@@ -186,10 +193,10 @@ class Tile {
                 store(to + 2 * stride + c, falling - rising + (along + along));
             }
         }
-        multiply<T, End::relu>({features_.data(), features, 1, weights_.to_hidden.data(),
-                                weights_.width, hidden_.data(), weights_.width, features,
-                                weights_.bias1.data()},
-                               even(count), weights_.width);
+        multiply<T, End::relu>(
+            {features_.data(), features, 1, weights_.to_hidden.data(), weights_.width,
+             hidden_.data(), weights_.width, features, weights_.bias1.data()},
+            even(count), weights_.width);
     }
 
     const Weights<T> &weights_;

@@ -10,8 +10,8 @@
 
 namespace fastnca {
 
-// Return the address of so many bytes more, or null. The caller owns them, in pieces numbered in
-// the order of the calls of one `Allocator`; pieces may lie elsewhere by the time they are read.
+// Return the address of so many bytes more and the number of this piece of memory, or null. The
+// caller owns it, and may have moved it by the time it is read.
 typedef void *(*Allocate)(int64_t bytes, int64_t *piece);
 
 // Where an array lies: in a piece, at a number of bytes from its start.
@@ -52,13 +52,13 @@ class Arena {
 
 // What one step overwrote.
 struct Record {
-    int64_t count = 0;   // cells whose update was computed
-    Place cells;         // [count] int32 rows, ascending
-    Place old;           // [count, stride], their values before the step
-    int64_t gone = 0;    // other cells that the step set to zero: they are not alive
+    int64_t count = 0;  // cells whose update was computed
+    Place cells;        // [count] int32 rows, ascending
+    Place old;          // [count, stride], their values before the step
+    int64_t gone = 0;   // other cells that the step set to zero: they are not alive
     Place gone_cells, gone_old;
-    Lines lines{1, 0};   // where cells may be alive after the step
-    Place alive;         // one flag per row of those lines, margins included
+    Lines lines{1, 0};  // where cells may be alive after the step
+    Place alive;        // one flag per row of those lines, margins included
 };
 
 // What the forward pass of one grid leaves.

@@ -1,9 +1,9 @@
 // Rollouts of a batch of grids on several threads: the functions that Python calls.
 //
 // Grids do not depend on each other, so each is one thread's for a whole rollout; threads that are
-// left over help where a step of a grid has much to do. Gradients of the
-// weights are added up per group of grids, and then in the order of the groups, so that the number
-// of threads does not change a bit of them.
+// left over help where a step of a grid has much to do. Gradients of the weights are added up per
+// group of grids, and then in the order of the groups, so that the number of threads does not
+// change a bit of them.
 #include <memory>
 #include <new>
 #include <vector>
@@ -22,15 +22,15 @@ struct fastnca_rollout {
     int64_t batch, channels, hidden, height, width, steps;
     const FASTNCA_TYPE *state;                              // [B, C, H, W]
     const FASTNCA_TYPE *weight1, *bias1, *weight2, *bias2;  // as the module has them
-    const uint8_t *masks;         // [steps, B, H, W] flags; null draws them
-    int64_t random;               // 0 updates every cell, where no masks are given
-    uint64_t seed, first_step;    // of the masks that are drawn
-    int64_t limit;                // of a 24-bit draw, exclusive
-    double threshold;             // of a living alpha, exclusive
-    double largest_weight;        // of a parameter's Euclidean norm, exclusive
+    const uint8_t *masks;       // [steps, B, H, W] flags; null draws them
+    int64_t random;             // 0 updates every cell, where no masks are given
+    uint64_t seed, first_step;  // of the masks that are drawn
+    int64_t limit;              // of a 24-bit draw, exclusive
+    double threshold;           // of a living alpha, exclusive
+    double largest_weight;      // of a parameter's Euclidean norm, exclusive
     int64_t threads;
-    fastnca::Allocate allocate;   // memory for the backward pass; null keeps nothing
-    int64_t piece_bytes;          // how much of it at least at once
+    fastnca::Allocate allocate;  // memory for the backward pass; null keeps nothing
+    int64_t piece_bytes;         // how much of it at least at once
 };
 
 namespace fastnca {
@@ -54,7 +54,7 @@ bool weights_in_range(const fastnca_rollout &call) {
 
 // Advance grid `number`; write its last state into `result`.
 Status forward_grid(const fastnca_rollout &call, const Weights<T> &weights, int64_t number,
-                 Arena *arena, Kept *kept, T *result) {
+                    Arena *arena, Kept *kept, T *result) {
     const Grid grid{call.height, call.width};
     const int64_t cells = grid.height * grid.width, size = call.channels * cells;
     const int64_t threads = call.threads / call.batch;  // for this grid alone
@@ -82,10 +82,9 @@ Status forward_grid(const fastnca_rollout &call, const Weights<T> &weights, int6
 
 Status forward(const fastnca_rollout &call, T *result, KeptBatch **kept) {
     if (!weights_in_range(call)) return OUT_OF_RANGE;
-    auto batch = std::make_unique<KeptBatch>(
-        KeptBatch{Weights<T>(call.channels, call.hidden, call.weight1, call.bias1, call.weight2,
-                             call.bias2),
-                  std::vector<Kept>(call.allocate ? call.batch : 0)});
+    auto batch = std::make_unique<KeptBatch>(KeptBatch{
+        Weights<T>(call.channels, call.hidden, call.weight1, call.bias1, call.weight2, call.bias2),
+        std::vector<Kept>(call.allocate ? call.batch : 0)});
     const Status status = share(call.batch, call.threads, [&] {
         return [&, arena = Arena(call.allocate, call.piece_bytes)](int64_t number) mutable {
             return forward_grid(call, batch->weights, number, call.allocate ? &arena : nullptr,
@@ -97,14 +96,14 @@ Status forward(const fastnca_rollout &call, T *result, KeptBatch **kept) {
 }
 
 Status backward(const fastnca_rollout &call, const KeptBatch &kept, const uint8_t *const *pieces,
-             const T *grad, T *grad_state, T *const *grads) {
+                const T *grad, T *grad_state, T *const *grads) {
     const Grid grid{call.height, call.width};
     const int64_t size = call.channels * call.height * call.width;
     const int64_t groups = std::min(call.batch, MOST_GROUPS);
     std::vector<Sums<T>> sums(grads ? groups : 0, Sums<T>(kept.weights));
     const Status status = share(groups, call.threads, [&] {
-        return [&, differentiator = Differentiator<T>(grid, kept.weights)](
-                   int64_t group) mutable -> Status {
+        return [&, differentiator =
+                       Differentiator<T>(grid, kept.weights)](int64_t group) mutable -> Status {
             const int64_t end = (group + 1) * call.batch / groups;
             for (int64_t number = group * call.batch / groups; number < end; ++number)
                 if (!differentiator.run(kept.grids[number], pieces, grad + number * size,
@@ -137,7 +136,8 @@ int fastnca_forward(const fastnca_rollout *call, FASTNCA_TYPE *result, fastnca::
 }
 
 // Write the gradients of the first state, unless null, and of the four parameters, unless null.
-// OUT_OF_RANGE if `grad` is not finite. Of `call`, sizes and threads are read; `pieces` are the addresses of what was allocated.
+// OUT_OF_RANGE if `grad` is not finite. Of `call`, sizes and threads are read; `pieces` are the
+// addresses of what was allocated.
 int fastnca_backward(const fastnca_rollout *call, const fastnca::KeptBatch *kept,
                      const uint8_t *const *pieces, const FASTNCA_TYPE *grad,
                      FASTNCA_TYPE *grad_state, FASTNCA_TYPE *const *grads) {
@@ -148,5 +148,7 @@ int fastnca_backward(const fastnca_rollout *call, const fastnca::KeptBatch *kept
     }
 }
 
-void fastnca_release(fastnca::KeptBatch *kept) { delete kept; }
+void fastnca_release(fastnca::KeptBatch *kept) {
+    delete kept;
+}
 }

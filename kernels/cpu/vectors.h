@@ -55,9 +55,13 @@ struct Aligned {
         ::operator delete(memory, std::align_val_t(VECTOR_BYTES));
     }
     template <typename U>
-    bool operator==(const Aligned<U> &) const { return true; }
+    bool operator==(const Aligned<U> &) const {
+        return true;
+    }
     template <typename U>
-    bool operator!=(const Aligned<U> &) const { return false; }
+    bool operator!=(const Aligned<U> &) const {
+        return false;
+    }
 };
 
 template <typename T>
