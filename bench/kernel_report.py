@@ -25,9 +25,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastnca.fused.support import size_reasons
-from fastnca.kernels import OPERAND_DTYPES, choose_launch
+from fastnca.kernels import DTYPES, OPERAND_DTYPES, choose_launch
 from fastnca.kernels.gradients import BLOCK, FILL_BLOCK, ROWS
 from fastnca.kernels.launch import OPTIONS, RUN_CELLS
+from fastnca.kernels.single_backward import TALL, WIDE
 from fastnca.kernels.weights import PACK_BLOCK
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
@@ -45,8 +46,11 @@ INTEGERS |= {
     "rows",
     "channels",
     "hidden",
+    "tiles",
+    "blocks",
 }
 LONG_INTEGERS = {"seed", "first_step", "steps", "words", "pair_numbers"}
+LONG_INTEGERS.add("numbers")
 LONG_INTEGERS |= {f"{name}_size" for name in ("state", "w1", "b1", "w2", "b2")}
 
 
@@ -73,6 +77,8 @@ class Variant:
     @property
     def cells(self) -> int:
         """Cells of one tile; for kernels that do not walk over cells, numbers of one block."""
+        if "TALL" in self.constants:
+            return int(self.constants["TALL"] * self.constants["WIDE"])
         if "HEIGHT" in self.constants:
             return int(self.constants["HEIGHT"]) * RUN_CELLS
         return int(self.constants["BLOCK"])
@@ -103,23 +109,27 @@ def variants(target: str, large: bool = False) -> Iterator[Variant]:
         operand = OPERAND_DTYPES[precision]
         if size_reasons(precision, channels, hidden, capability):
             continue
+        sized = {"CHANNELS": channels, "HIDDEN": hidden}
+        name = f"{precision}-c{channels}-h{hidden}"
         for kernel in ("step_forward", "step_backward", "persistent"):
             direction = kernel.removeprefix("step_")
             config = choose_launch(direction, channels, hidden, operand, capability)
             for random in (True, False):
-                yield Variant(
-                    kernel,
-                    f"{precision}-c{channels}-h{hidden}" + ("" if random else "-eval"),
-                    kernel,
-                    {
-                        "CHANNELS": channels,
-                        "HIDDEN": hidden,
-                        "RANDOM": random,
-                        "HEIGHT": config.tile_height,
-                    },
-                    operand,
-                    config.num_warps,
-                )
+                constants = {**sized, "RANDOM": random, "HEIGHT": config.tile_height}
+                variant = name if random else f"{name}-eval"
+                yield Variant(kernel, variant, kernel, constants, operand, config.num_warps)
+        sized |= {"PADDED": channels, "DTYPE": DTYPES[precision]}
+        config = choose_launch("single_forward", channels, hidden, operand, capability)
+        given = {"RANDOM": True, "SEED_GIVEN": False, "KEEP": True, "HEIGHT": config.tile_height}
+        for changed, ending in (({}, ""), ({"RANDOM": False, "KEEP": False}, "-eval")):
+            constants = {**sized, **given, **changed}
+            variant = f"{name}{ending}"
+            kernel = "single_forward"
+            yield Variant(kernel, variant, kernel, constants, operand, config.num_warps)
+        config = choose_launch("single_backward", channels, hidden, operand, capability)
+        constants = {**sized, "SCALED": precision == "fp16", "HEIGHT": config.tile_height}
+        kernel = "single_backward"
+        yield Variant(kernel, name, kernel, constants, operand, config.num_warps)
     half = torch.float16
     tile = {"CHANNELS": 16, "PADDED": 16, "HEIGHT": 8}
     yield Variant("start_forward", "c16", "start", tile, half, 4)
@@ -132,6 +142,16 @@ def variants(target: str, large: bool = False) -> Iterator[Variant]:
     yield Variant("pack_weights", "fp16-c16-h128", "weights", {**sizes, **written}, half, 4)
     reduced = {**sizes, "CHECKED": True, "ROWS": ROWS, "BLOCK": BLOCK}
     yield Variant("reduce_gradients", "fp16-c16-h128", "gradients", reduced, half, 4)
+    ended = {
+        "CHANNELS": 16,
+        "PADDED": 16,
+        "HIDDEN": 128,
+        "CHECKED": True,
+        "ROWS": ROWS,
+        "BLOCK": BLOCK,
+    }
+    ended |= {"TALL": TALL, "WIDE": WIDE}
+    yield Variant("single_backward_end", "fp16-c16-h128", "single_backward", ended, half, 4)
     yield Variant("poison", "fp32", "gradients", {"BLOCK": FILL_BLOCK}, half, 4)
 
 
@@ -143,11 +163,16 @@ def compile_variant(variant: Variant, target: str) -> Any:
     operand = FLOATS[variant.operand]
     signature = {name: _type_of(name, variant.constants, operand) for name in names}
     aligned = [["tt.divisibility", 16]]
+    unaligned = kernel.do_not_specialize_on_alignment
     source = ASTSource(
         kernel,
         signature,
         constexprs={(names.index(name),): value for name, value in variant.constants.items()},
-        attrs={(names.index(n),): aligned for n, kind in signature.items() if kind[0] == "*"},
+        attrs={
+            (names.index(name),): aligned
+            for name, kind in signature.items()
+            if kind[0] == "*" and name not in unaligned
+        },
     )
     architecture = GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
     options = {"num_warps": variant.num_warps, **OPTIONS}
@@ -159,12 +184,16 @@ def _type_of(name: str, constants: dict[str, Any], operand: str) -> str:
     """Return the type of a kernel's argument in Triton's notation."""
     if name in constants:
         return "constexpr"
+    if name == "step" and "DTYPE" in constants:
+        return "i64"
     if name in INTEGERS:
         return "i32"
     if name in LONG_INTEGERS:
         return "i64"
     if name == "threshold":
         return "fp32"
+    if name == "fates_ptr":
+        return "*u8"
     if name == "arrived_ptr":
         return "*i32"
     if name in ("flags_ptr", "counter_ptr", "seed_ptr", "steps_ptr"):
@@ -207,7 +236,8 @@ def examine(variant: Variant, target: str) -> Record:
         listing = _run("nvdisasm", "-c", file.name)
         usage = _run("cuobjdump", "-res-usage", file.name)
     instructions, loop = _main_loop(listing)
-    walks = variant.kernel.startswith(("step", "persistent"))
+    walks = variant.kernel.startswith(("step", "persistent", "single"))
+    walks &= not variant.kernel.endswith("end")
     counted = loop if walks else len(instructions)
     resources = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", usage)}
     return Record(

@@ -17,10 +17,13 @@ from .launch import (
     pair_cells,
 )
 from .persistent import persistent_forward
+from .single_backward import SingleBackward
+from .single_forward import SingleForward, single_tiles
 from .start import start_backward, start_forward
 from .step_backward import step_backward
 from .step_forward import step_forward
 from .weights import (
+    DTYPES,
     OPERAND_DTYPES,
     Weights,
     empty_weights,
@@ -31,9 +34,12 @@ from .weights import (
 )
 
 __all__ = [
+    "DTYPES",
     "OPERAND_DTYPES",
     "LaunchConfig",
     "Rule",
+    "SingleBackward",
+    "SingleForward",
     "Weights",
     "choose_launch",
     "count_tiles",
@@ -52,6 +58,7 @@ __all__ = [
     "persistent_forward",
     "poison",
     "reduce_gradients",
+    "single_tiles",
     "start_backward",
     "start_forward",
     "step_backward",

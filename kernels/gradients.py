@@ -33,6 +33,81 @@ def note_overflow(value, mask, scale_ptr):
     tl.store(scale_ptr + 1, 1.0, mask=tl.max(wrong) != 0)
 
 
+@triton.jit
+def _store_sum(pointers, value, later, ADDS: tl.constexpr):
+    """Store a sum, on top of what is there if `later` and `ADDS`."""
+    if ADDS:
+        value = tl.where(later, tl.load(pointers), 0.0) + value
+    tl.store(pointers, value)
+
+
+@triton.jit
+def store_sums(
+    row_ptr,
+    grad1,
+    grad2,
+    grad_bias2,
+    later,
+    CHANNELS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    ADDS: tl.constexpr,
+):
+    """Store a program's sums in its own row, on top of what is there if `later` and `ADDS`."""
+    feature = tl.arange(0, 4 * CHANNELS)
+    unit = tl.arange(0, HIDDEN)
+    channel = tl.arange(0, CHANNELS)
+    _store_sum(row_ptr + unit[:, None] + feature[None, :] * HIDDEN, grad1, later, ADDS)
+    row_ptr += 4 * CHANNELS * HIDDEN
+    _store_sum(row_ptr + unit[:, None] * CHANNELS + channel[None, :], grad2, later, ADDS)
+    row_ptr += HIDDEN * CHANNELS
+    _store_sum(row_ptr + channel, tl.sum(grad_bias2, axis=0), later, ADDS)
+
+
+@triton.jit
+def add_rows(rows_ptr, rows, index, size, ROWS: tl.constexpr):
+    """Add up elements `index` of `rows` rows of `size` numbers, in a fixed order."""
+    total = tl.zeros(index.shape, tl.float32)
+    for first in tl.range(0, rows, ROWS):
+        row = first + tl.arange(0, ROWS)
+        mask = (row < rows)[:, None] & (index < size)[None, :]
+        offsets = row[:, None].to(tl.int64) * size + index[None, :]
+        total += tl.sum(tl.load(rows_ptr + offsets, mask=mask, other=0.0), axis=0)
+    return total
+
+
+@triton.jit
+def unpack_gradients(
+    total,
+    index,
+    grad_w1_ptr,
+    grad_b1_ptr,
+    grad_w2_ptr,
+    grad_b2_ptr,
+    scale_ptr,
+    channels,
+    hidden,
+    CHANNELS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    CHECKED: tl.constexpr,
+):
+    """Store elements `index` of the sums as gradients of the parameters, unpacked."""
+    unit, row = index % HIDDEN, index // HIDDEN
+    feature, channel = row % 4, row // 4
+    first_layer = (row < 4 * CHANNELS) & (unit < hidden) & (channel < channels)
+    weight = tl.where(feature == 0, total, total * 0.125)
+    offsets = unit * (3 * channels) + 3 * channel + feature
+    _store(grad_w1_ptr + offsets, weight, first_layer & (feature < 3), scale_ptr, CHECKED)
+    constant = first_layer & (feature == 3) & (channel == 0)
+    _store(grad_b1_ptr + unit, total, constant, scale_ptr, CHECKED)
+
+    index -= 4 * CHANNELS * HIDDEN
+    unit, channel = index // CHANNELS, index % CHANNELS
+    second_layer = (index >= 0) & (unit < hidden) & (channel < channels)
+    _store(grad_w2_ptr + channel * hidden + unit, total, second_layer, scale_ptr, CHECKED)
+    index -= CHANNELS * HIDDEN
+    _store(grad_b2_ptr + index, total, (index >= 0) & (index < channels), scale_ptr, CHECKED)
+
+
 @triton.jit(do_not_specialize=["rows", "channels", "hidden"])
 def _reduce_gradients_kernel(
     partials_ptr,
@@ -58,29 +133,22 @@ def _reduce_gradients_kernel(
     size: tl.constexpr = 5 * CHANNELS * HIDDEN + CHANNELS
     rows = tl.where(tl.load(counter_ptr + 2) > 0, rows, 0)
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for first in tl.range(0, rows, ROWS):
-        row = first + tl.arange(0, ROWS)
-        mask = (row < rows)[:, None] & (index < size)[None, :]
-        offsets = row[:, None].to(tl.int64) * size + index[None, :]
-        total += tl.sum(tl.load(partials_ptr + offsets, mask=mask, other=0.0), axis=0)
+    total = add_rows(partials_ptr, rows, index, size, ROWS)
     total /= tl.load(scale_ptr)
-
-    unit, row = index % HIDDEN, index // HIDDEN
-    feature, channel = row % 4, row // 4
-    first_layer = (row < 4 * CHANNELS) & (unit < hidden) & (channel < channels)
-    weight = tl.where(feature == 0, total, total * 0.125)
-    offsets = unit * (3 * channels) + 3 * channel + feature
-    _store(grad_w1_ptr + offsets, weight, first_layer & (feature < 3), scale_ptr, CHECKED)
-    constant = first_layer & (feature == 3) & (channel == 0)
-    _store(grad_b1_ptr + unit, total, constant, scale_ptr, CHECKED)
-
-    index -= 4 * CHANNELS * HIDDEN
-    unit, channel = index // CHANNELS, index % CHANNELS
-    second_layer = (index >= 0) & (unit < hidden) & (channel < channels)
-    _store(grad_w2_ptr + channel * hidden + unit, total, second_layer, scale_ptr, CHECKED)
-    index -= CHANNELS * HIDDEN
-    _store(grad_b2_ptr + index, total, (index >= 0) & (index < channels), scale_ptr, CHECKED)
+    unpack_gradients(
+        total,
+        index,
+        grad_w1_ptr,
+        grad_b1_ptr,
+        grad_w2_ptr,
+        grad_b2_ptr,
+        scale_ptr,
+        channels,
+        hidden,
+        CHANNELS,
+        HIDDEN,
+        CHECKED,
+    )
 
 
 def reduce_gradients(

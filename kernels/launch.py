@@ -74,10 +74,10 @@ def choose_launch(
     """
     tall = capability >= 9 and channels * hidden <= 16 * 128
     if dtype == torch.float32:
-        height, warps = (4, 4) if direction == "backward" else (4, 8)
+        height, warps = (4, 4) if direction.endswith("backward") else (4, 8)
     elif direction == "persistent":
         height, warps = 8, 4
-    elif direction == "forward":
+    elif direction.endswith("forward"):
         height, warps = (16, 4) if tall else (8, 4)
     elif capability >= 9:
         height, warps = (16, 8) if tall else (8, 8)
@@ -169,3 +169,51 @@ def launch(
     compiled = kernel[(programs,)](*tensors, *scalars, *constants, **options)
     if compiled is not None:
         _compiled[key] = (kernel, compiled)  # the kernel too, so that its id stays its own
+
+
+class Launch:
+    """A launch that is repeated with other tensors and numbers, prepared as far as it can be.
+
+    What `launch` looks up in every call, the compiled kernel and its grid, is kept.
+
+    Args:
+        kernel: a `triton.jit` function.
+        programs: number of programs on grid axis 0, at least 1.
+        constants: the compile-time constants, last arguments of the kernel; with the device they
+            identify the compiled kernel, so the tensors' types must follow from them.
+        num_warps: warps of a program.
+        device: where the tensors are; it must be the current one.
+    """
+
+    __slots__ = ("_constants", "_kernel", "_key", "_num_warps", "_programs", "_run")
+
+    def __init__(
+        self,
+        kernel: Any,
+        programs: int,
+        constants: tuple[Any, ...],
+        num_warps: int,
+        device: torch.device,
+    ) -> None:
+        self._kernel, self._programs, self._constants = kernel, programs, constants
+        self._num_warps = num_warps
+        self._key = (id(kernel), device, constants, num_warps)
+        self._run: Any = None
+
+    def __call__(self, *arguments: Any) -> None:
+        """Launch with tensors and run-time numbers, the first arguments of the kernel."""
+        run = self._run
+        if run is not None:
+            run(*arguments, *self._constants)
+            return
+        grid = (self._programs, 1, 1)
+        known = _compiled.get(self._key)
+        if known is not None:
+            self._run = known[1][grid]
+            self._run(*arguments, *self._constants)
+            return
+        options = {**OPTIONS, "num_warps": self._num_warps}
+        compiled = self._kernel[grid](*arguments, *self._constants, **options)
+        if compiled is not None:
+            _compiled[self._key] = (self._kernel, compiled)
+            self._run = compiled[grid]

@@ -19,25 +19,24 @@ def _neighbour(pointers, status, BIT: tl.constexpr):
 
 
 @triton.jit
-def perceive(pointers, pitch, status, CHANNELS: tl.constexpr):
+def perceive(pointers, pitch, status, CELL: tl.constexpr):
     """Apply identity, 8 Sobel-x and 8 Sobel-y to every channel (equation 1).
 
     Args:
-        pointers: `[CELLS, CHANNELS]` pointers to a tile of a stored state, float32.
+        pointers: `[CELLS, CHANNELS]` pointers to a tile of a state, float32.
         pitch: distance from row to row, in elements.
         status: `[CELLS, CHANNELS]` int32, bits 0 to 8 the living cells of the neighbourhood
             (`around`).
-        CHANNELS: padded channels, the distance from cell to cell.
+        CELL: distance from cell to cell, in elements.
 
     Returns:
         Three `[CELLS, CHANNELS]` float32 tensors.
     """
     top, bottom = pointers - pitch, pointers + pitch
     center = _neighbour(pointers, status, 4)
-    falling = _neighbour(bottom + CHANNELS, status, 8) - _neighbour(top - CHANNELS, status, 0)
-    rising = _neighbour(top + CHANNELS, status, 2) - _neighbour(bottom - CHANNELS, status, 6)
-    across = _neighbour(pointers + CHANNELS, status, 5)
-    across -= _neighbour(pointers - CHANNELS, status, 3)
+    falling = _neighbour(bottom + CELL, status, 8) - _neighbour(top - CELL, status, 0)
+    rising = _neighbour(top + CELL, status, 2) - _neighbour(bottom - CELL, status, 6)
+    across = _neighbour(pointers + CELL, status, 5) - _neighbour(pointers - CELL, status, 3)
     down = _neighbour(bottom, status, 7) - _neighbour(top, status, 1)
     return center, falling + rising + 2 * across, falling - rising + 2 * down
 
@@ -75,15 +74,52 @@ def perceive_grad(pointers, pitch, CHANNELS: tl.constexpr):
 
 
 @triton.jit
+def gather_gradient(x_pointers, y_pointers, pitch, status):
+    """Apply the transposed filters as `perceive_grad` does, to pₓ and p_y in planes of their own.
+
+    Args:
+        x_pointers: pointers to a tile of one channel of pₓ, float32.
+        y_pointers: the same of p_y.
+        pitch: distance from row to row, in elements.
+        status: int32, bits 0 to 8 the neighbours in the grid (`around`).
+
+    Returns:
+        Float32, of the shape of the tile.
+    """
+    x_top, x_bottom = x_pointers - pitch, x_pointers + pitch
+    y_top, y_bottom = y_pointers - pitch, y_pointers + pitch
+    falling_x = _neighbour(x_top - 1, status, 0) - _neighbour(x_bottom + 1, status, 8)
+    falling_y = _neighbour(y_top - 1, status, 0) - _neighbour(y_bottom + 1, status, 8)
+    rising_x = _neighbour(x_top + 1, status, 2) - _neighbour(x_bottom - 1, status, 6)
+    rising_y = _neighbour(y_top + 1, status, 2) - _neighbour(y_bottom - 1, status, 6)
+    across_x = _neighbour(x_pointers - 1, status, 3) - _neighbour(x_pointers + 1, status, 5)
+    down_y = _neighbour(y_top, status, 1) - _neighbour(y_bottom, status, 7)
+    corners = (falling_x + falling_y) + (rising_y - rising_x)
+    return corners + 2 * (across_x + down_y)
+
+
+@triton.jit
 def join_features(identity, sobel_x, sobel_y, DTYPE: tl.constexpr):
     """Interleave features, `[CELLS, 4 * CHANNELS]`: element 4c + k is feature k of channel c.
 
     Feature 3 is the constant 1, whose weights are the bias of the first layer (equation 3).
+    The features are joined as integers of the same bits: nothing is computed by that, but it
+    keeps the compiler from moving the joining into shared memory, where it fails for some layouts.
     """
-    identity, sobel_x, sobel_y = identity.to(DTYPE), sobel_x.to(DTYPE), sobel_y.to(DTYPE)
     one = tl.full(identity.shape, 1.0, DTYPE)
-    joined = tl.join(tl.join(identity, sobel_y), tl.join(sobel_x, one))
-    return tl.reshape(joined, (identity.shape[0], 4 * identity.shape[1]))
+    even = tl.join(_bits(identity.to(DTYPE)), _bits(sobel_y.to(DTYPE)))
+    odd = tl.join(_bits(sobel_x.to(DTYPE)), _bits(one))
+    joined = tl.reshape(tl.join(even, odd), (identity.shape[0], 4 * identity.shape[1]))
+    return joined.to(DTYPE, bitcast=True)
+
+
+@triton.jit
+def _bits(values):
+    """Return the bits of numbers as integers."""
+    if values.dtype.primitive_bitwidth == 16:
+        return values.to(tl.int16, bitcast=True)
+    else:
+        return values.to(tl.int32, bitcast=True)
 
 
 @triton.jit

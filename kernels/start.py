@@ -6,14 +6,11 @@ from torch import Tensor
 
 from .alive import PRE, RUN, store_flags
 from .launch import count_tiles, flag_rows, launch
+from .scale import power_of_two, scale_exponent
 from .tile import cells_of, first_cell, first_word, locate, numbers_of
 
 ALPHA = tl.constexpr(3)
 TILE_HEIGHT = 8
-
-HEADROOM = tl.constexpr(4)
-"""The largest incoming gradient is scaled to [2⁴, 2⁵) for fp16 operands: a gradient may grow
-2¹¹ times on its way back before it overflows, and shrink 2¹⁸ times before it loses bits."""
 
 CLEAR_BLOCK = tl.constexpr(1024)
 
@@ -83,17 +80,6 @@ def start_forward(state: Tensor, states: Tensor, flags: Tensor, threshold: float
     )
 
 
-@triton.jit
-def _gradient_scale(largest):
-    """Return the power of two that brings `largest` to [2⁴, 2⁵), computed from its bits.
-
-    A float's exponent field is 127 above its exponent.
-    """
-    exponent = (largest.to(tl.int32, bitcast=True) & 0x7FFFFFFF) >> 23
-    exponent = tl.minimum(tl.maximum(2 * 127 - exponent + HEADROOM, 1), 254)
-    return (exponent << 23).to(tl.float32, bitcast=True)
-
-
 @triton.jit(do_not_specialize=["most", "batch", "height", "width", "pair_numbers"])
 def _start_backward_kernel(
     grad_ptr,
@@ -124,7 +110,7 @@ def _start_backward_kernel(
         tl.store(pairs_ptr + number, tl.zeros((CLEAR_BLOCK,), dtype), mask=number < pair_numbers)
     scale = 1.0
     if SCALED:
-        scale = _gradient_scale(tl.load(largest_ptr))
+        scale = power_of_two(scale_exponent(tl.load(largest_ptr)))
     if program == 0:
         tl.store(scale_ptr, scale)
         tl.store(scale_ptr + 1, 0.0)

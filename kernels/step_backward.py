@@ -17,9 +17,11 @@ from .alive import (
     rows_inside,
     unite,
 )
+from .gradients import store_sums
 from .launch import LaunchConfig, Rule, count_tiles, launch
 from .mask import draw_update
-from .perceive import join_features, perceive, perceive_grad, rectify, split_features
+from .network import differentiate_network
+from .perceive import join_features, perceive, perceive_grad, split_features
 from .tile import advance, any_kept, cells_of, first_cell, first_word, locate
 from .weights import Weights, load_weights
 
@@ -92,8 +94,6 @@ def _step_backward_kernel(
     seed = tl.load(counter_ptr)
     step_number = tl.load(counter_ptr + 1) + step
 
-    feature = tl.arange(0, features)
-    unit = tl.arange(0, HIDDEN)
     channel = tl.arange(0, CHANNELS)
     both = tl.arange(0, 2 * CHANNELS)
     weight1, weight2 = load_weights(weights_ptr, CHANNELS, HIDDEN)
@@ -161,14 +161,9 @@ def _step_backward_kernel(
                 grad_delta = tl.where(has(status, UPDATE), grad, 0.0)
 
             grad_bias2 += tl.sum(tl.reshape(grad_delta, (2, cells // 2, CHANNELS)), axis=0)
-            grad_delta = grad_delta.to(dtype)
-            grad_hidden = tl.dot(weight2, tl.trans(grad_delta), input_precision="ieee")
-            hidden = tl.dot(tl.trans(weight1), tl.trans(perceived), input_precision="ieee")
-            grad_hidden = tl.where(hidden > 0, grad_hidden, 0.0).to(dtype)
-            hidden = rectify(hidden, dtype)
-            grad1 = tl.dot(grad_hidden, perceived, grad1, input_precision="ieee")
-            grad2 = tl.dot(hidden, grad_delta, grad2, input_precision="ieee")
-            grad_perceived = tl.trans(tl.dot(weight1, grad_hidden, input_precision="ieee"))
+            grad1, grad2, grad_perceived = differentiate_network(
+                perceived, grad_delta, weight1, weight2, grad1, grad2
+            )
             grad_identity, grad_x, grad_y = split_features(grad_perceived, cells, CHANNELS)
             passed = grad + grad_identity
             tl.store(passed_target_ptr + offsets, passed, mask=has(status, INSIDE))
@@ -185,17 +180,9 @@ def _step_backward_kernel(
 
     # Pointers that lived through the loop would cost it registers.
     size: tl.constexpr = (features + CHANNELS) * HIDDEN + CHANNELS
-    partial_ptr = partials_ptr + program.to(tl.int64) * size
+    row_ptr = partials_ptr + program.to(tl.int64) * size
     later = step + 1 < tl.load(counter_ptr + 2)
-    partial1_ptr = partial_ptr + unit[:, None] + feature[None, :] * HIDDEN
-    tl.store(partial1_ptr, tl.where(later, tl.load(partial1_ptr), 0.0) + grad1)
-    partial_ptr += features * HIDDEN
-    partial2_ptr = partial_ptr + unit[:, None] * CHANNELS + channel[None, :]
-    tl.store(partial2_ptr, tl.where(later, tl.load(partial2_ptr), 0.0) + grad2)
-    partial_ptr += HIDDEN * CHANNELS
-    partial_bias2_ptr = partial_ptr + channel
-    grad_bias2 = tl.sum(grad_bias2, axis=0)
-    tl.store(partial_bias2_ptr, tl.where(later, tl.load(partial_bias2_ptr), 0.0) + grad_bias2)
+    store_sums(row_ptr, grad1, grad2, grad_bias2, later, CHANNELS, HIDDEN, True)
 
 
 def step_backward(

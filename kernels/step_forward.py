@@ -7,7 +7,8 @@ from torch import Tensor
 from .alive import INSIDE, OWN, PRE, RUN, UPDATE, alive_rows, has, rows_inside, store_flags, unite
 from .launch import LaunchConfig, Rule, count_tiles, launch
 from .mask import draw_update
-from .perceive import join_features, perceive, rectify
+from .network import apply_network
+from .perceive import join_features, perceive
 from .tile import advance, any_kept, cells_of, first_cell, first_word, locate
 from .weights import Weights, load_bias2, load_weights
 
@@ -100,9 +101,7 @@ def forward_tile(
             source_ptr + cell * CHANNELS + offsets, width * CHANNELS, status, CHANNELS
         )
         perceived = join_features(identity, sobel_x, sobel_y, dtype)
-        hidden = tl.dot(perceived, weight1, input_precision="ieee")
-        hidden = rectify(hidden, dtype)
-        delta = tl.dot(hidden, weight2, input_precision="ieee") + bias2[None, :]
+        delta = apply_network(perceived, weight1, weight2, bias2)
         if RANDOM:
             delta = tl.where(has(status, UPDATE), delta, 0.0)
         updated = identity + delta

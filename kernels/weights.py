@@ -19,6 +19,9 @@ from .tile import numbers_of
 OPERAND_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "ieee": torch.float32}
 """Type of the MMA operands by precision."""
 
+DTYPES = {"fp16": tl.float16, "bf16": tl.bfloat16, "ieee": tl.float32}
+"""The same as Triton's types."""
+
 SLOTS = 4
 """Features per channel: identity, Sobel-x, Sobel-y and the constant 1."""
 
@@ -60,7 +63,12 @@ def empty_weights(channels: int, hidden: int, dtype: torch.dtype, device: torch.
 
 def partial_size(weights: Weights) -> int:
     """Return the numbers in one program's sums of weight gradients."""
-    return (SLOTS + 1) * weights.channels * weights.hidden + weights.channels
+    return sums_size(weights.channels, weights.hidden)
+
+
+def sums_size(channels: int, hidden: int) -> int:
+    """Return the same for padded channels and hidden units."""
+    return (SLOTS + 1) * channels * hidden + channels
 
 
 @triton.jit
@@ -80,6 +88,50 @@ def load_bias2(weights_ptr, CHANNELS: tl.constexpr, HIDDEN: tl.constexpr):
     """Load the second bias, `[CHANNELS]` float32."""
     bias2_ptr = (weights_ptr + 5 * CHANNELS * HIDDEN).to(tl.pointer_type(tl.float32))
     return tl.load(bias2_ptr + tl.arange(0, CHANNELS))
+
+
+@triton.jit
+def _first_layer(w1_ptr, b1_ptr, row, unit, channels, hidden, DTYPE: tl.constexpr):
+    """Return elements of the first layer as packed: `row` meets a feature, `unit` is hidden."""
+    feature, channel = row % 4, row // 4
+    known = (unit < hidden) & (channel < channels)
+    tap = known & (feature < 3)
+    weight = tl.load(w1_ptr + unit * (3 * channels) + 3 * channel + feature, tap, other=0.0)
+    weight = tl.where(feature == 0, weight, weight * 0.125)
+    constant = known & (feature == 3) & (channel < 2)
+    bias = tl.load(b1_ptr + unit, mask=constant, other=0.0)
+    rounded = bias.to(DTYPE).to(tl.float32)
+    weight = tl.where(constant, tl.where(channel == 0, rounded, bias - rounded), weight)
+    return weight.to(DTYPE)
+
+
+@triton.jit
+def _second_layer(w2_ptr, unit, channel, channels, hidden, DTYPE: tl.constexpr):
+    """Return elements of the second layer as packed."""
+    known = (unit < hidden) & (channel < channels)
+    return tl.load(w2_ptr + channel * hidden + unit, mask=known, other=0.0).to(DTYPE)
+
+
+@triton.jit
+def read_weights(
+    w1_ptr,
+    b1_ptr,
+    w2_ptr,
+    channels,
+    hidden,
+    CHANNELS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Read both layers as `load_weights` would load them, from the parameters as they are."""
+    row = tl.arange(0, 4 * CHANNELS)
+    channel = tl.arange(0, CHANNELS)
+    unit = tl.arange(0, HIDDEN)
+    shape: tl.constexpr = (4 * CHANNELS, HIDDEN)
+    row, column = tl.broadcast_to(row[:, None], shape), tl.broadcast_to(unit[None, :], shape)
+    weight1 = _first_layer(w1_ptr, b1_ptr, row, column, channels, hidden, DTYPE)
+    weight2 = _second_layer(w2_ptr, unit[:, None], channel[None, :], channels, hidden, DTYPE)
+    return weight1, weight2
 
 
 @triton.jit(do_not_specialize=["seed", "first_step", "steps", "words", "channels", "hidden"])
@@ -115,23 +167,14 @@ def _pack_weights_kernel(
     for block in tl.range(program, tl.cdiv(4 * CHANNELS * HIDDEN, BLOCK), programs):
         index = block * BLOCK + tl.arange(0, BLOCK)
         unit, row = index % HIDDEN, index // HIDDEN
-        feature, channel = row % 4, row // 4
-        known = (unit < hidden) & (channel < channels)
-        tap = known & (feature < 3)
-        weight = tl.load(w1_ptr + unit * (3 * channels) + 3 * channel + feature, tap, other=0.0)
-        weight = tl.where(feature == 0, weight, weight * 0.125)
-        constant = known & (feature == 3) & (channel < 2)
-        bias = tl.load(b1_ptr + unit, mask=constant, other=0.0)
-        rounded = bias.to(dtype).to(tl.float32)
-        weight = tl.where(constant, tl.where(channel == 0, rounded, bias - rounded), weight)
-        tl.store(weights_ptr + index, weight.to(dtype), mask=row < 4 * CHANNELS)
+        weight = _first_layer(w1_ptr, b1_ptr, row, unit, channels, hidden, dtype)
+        tl.store(weights_ptr + index, weight, mask=row < 4 * CHANNELS)
     second_ptr = weights_ptr + 4 * CHANNELS * HIDDEN
     for block in tl.range(program, tl.cdiv(CHANNELS * HIDDEN, BLOCK), programs):
         index = block * BLOCK + tl.arange(0, BLOCK)
         unit, channel = index // CHANNELS, index % CHANNELS
-        known = (unit < hidden) & (channel < channels)
-        weight = tl.load(w2_ptr + channel * hidden + unit, mask=known, other=0.0)
-        tl.store(second_ptr + index, weight.to(dtype), mask=unit < HIDDEN)
+        weight = _second_layer(w2_ptr, unit, channel, channels, hidden, dtype)
+        tl.store(second_ptr + index, weight, mask=unit < HIDDEN)
     if program == 0:
         channel = tl.arange(0, CHANNELS)
         bias2 = tl.load(b2_ptr + channel, mask=channel < channels, other=0.0)

@@ -92,9 +92,14 @@ def fused_rollout(
     if forward_ad._current_level >= 0:
         refuse_tangents(tensors)
     from fastnca.fused.eager import eager_rollout  # imports Triton
+    from fastnca.fused.single import single_step
 
     if isinstance(seed, int):
         seed = _signed(seed)
+    if steps == 1 and count is None and checkpoint_every == 1 and not persistent:
+        stepped = single_step(state, parameters, seed, first_step, update_rate, precision)
+        if stepped is not None:
+            return stepped
     numbers = (0 if seed is None else seed, first_step, steps, count)
     settings = (steps, update_rate, precision, checkpoint_every, random)
     how = "persistent" if persistent else "replay" if replay and count is None else "launch"

@@ -8,7 +8,8 @@ from torch import Tensor
 from fastnca.fused.checks import check_tensors
 from fastnca.fused.graphs import GRAPHS
 from fastnca.fused.plan import Plan, make_plan
-from fastnca.fused.refusals import Grads, refuse_forward_mode, refuse_second
+from fastnca.fused.refusals import Gradients as Graph
+from fastnca.fused.refusals import Grads, refuse_forward_mode
 from fastnca.fused.rollout import (
     Gradients,
     Numbers,
@@ -135,7 +136,8 @@ class _EagerRollout(torch.autograd.Function):
         needed = ctx.needs_input_grad
         arguments = (stored, shapes, ctx.plan, needed[0])
         if torch.is_grad_enabled():  # a graph of the gradients is wanted
-            grads = _Gradients.apply(arguments, grad, state, w1, b1, w2, b2)
+            inputs = (state, w1, b1, w2, b2)
+            grads = Graph.apply(lambda: _backward(grad, *arguments), grad, *inputs)
         else:
             grads = _backward(grad, *arguments)
         return *(g if need else None for g, need in zip(grads, needed, strict=False)), *(None,) * 3
@@ -143,20 +145,3 @@ class _EagerRollout(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         refuse_forward_mode()
-
-
-class _Gradients(torch.autograd.Function):
-    """The gradients of a rollout; refuse to be differentiated, by whatever they depend on."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        arguments: tuple[Stored, tuple[torch.Size, ...], Plan, bool],
-        grad: Tensor,
-        *inputs: Tensor,
-    ) -> Gradients:
-        return _backward(grad, *arguments)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        refuse_second()

@@ -1,0 +1,298 @@
+"""The derivative of `single_forward` in two launches: the network's, then what crosses tiles."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .alive import RUN, has
+from .gradients import (
+    BLOCK,
+    INTERPRETED_BLOCK,
+    ROWS,
+    add_rows,
+    store_sums,
+    unpack_gradients,
+)
+from .launch import Launch, LaunchConfig, count_tiles
+from .network import differentiate_network
+from .perceive import gather_gradient, join_features, perceive, split_features
+from .scale import FEWEST, LARGEST, power_of_two, scale_exponent
+from .single_forward import SURVIVES, UPDATES, neighbours_inside, of_channels
+from .tile import advance, cells_of, first_cell, locate
+from .weights import DTYPES, padded_channels, padded_hidden, read_weights, sums_size
+
+USERS = ["state_ptr", "grad_ptr", "w1_ptr", "b1_ptr", "w2_ptr"]
+
+NOTES = tl.constexpr(256)
+"""Notes of overflow that are read at once; most devices have fewer programs."""
+
+TALL, WIDE = 8, 64
+"""Rows and columns of one channel that a program gathers."""
+
+
+@triton.jit
+def _is_not_finite(values):
+    """Tell whether a matrix holds an infinity or NaN, as 0 or 1."""
+    return tl.max(tl.max(tl.where(tl.abs(values) < float("inf"), 0, 1), axis=1), axis=0)
+
+
+@triton.jit(
+    do_not_specialize=["tiles", "height", "width", "hidden", "numbers"],
+    do_not_specialize_on_alignment=USERS,
+)
+def _single_backward_kernel(
+    state_ptr,
+    fates_ptr,
+    grad_ptr,
+    w1_ptr,
+    b1_ptr,
+    w2_ptr,
+    grad_state_ptr,
+    scratch_ptr,
+    tiles,
+    height,
+    width,
+    hidden,
+    numbers: tl.int64,
+    CHANNELS: tl.constexpr,
+    PADDED: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    SCALED: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Take the gradient back through the network of one step (equations 8 to 11).
+
+    What reaches the cell itself is stored as the gradient of the state, what reaches its Sobel
+    features beside it, for the next launch to gather.
+
+    With fp16 operands a tile is multiplied by the power of two that suits its largest gradient,
+    but not by more than the tiles before it, whose sums are brought down to it. Everything is
+    divided by it again where it is stored. If a value overflowed, it has become infinite or NaN
+    in a sum or in a gradient; the program notes that beside its row of sums.
+    """
+    cells: tl.constexpr = HEIGHT * RUN
+    features: tl.constexpr = 4 * PADDED
+    weight1, weight2 = read_weights(w1_ptr, b1_ptr, w2_ptr, CHANNELS, hidden, PADDED, HIDDEN, DTYPE)
+    wrong = _is_not_finite(weight1) | _is_not_finite(weight2)
+    grad1 = tl.zeros((HIDDEN, features), tl.float32)
+    grad2 = tl.zeros((HIDDEN, PADDED), tl.float32)
+    grad_bias2 = tl.zeros((cells // 2, PADDED), tl.float32)
+    exponent = LARGEST + height * 0
+
+    channel = tl.arange(0, PADDED)
+    row, column = cells_of(HEIGHT)
+    local = row * width + column
+    plane = height.to(tl.int64) * width
+    runs, strips = tl.cdiv(width, RUN), tl.cdiv(height, HEIGHT)
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    grid, strip, run = locate(program, runs, strips)
+    step_grid, step_strip, step_run = locate(programs, runs, strips)
+    for _ in tl.range(program, tiles, programs, disable_licm=True):
+        y0, x0 = strip * HEIGHT, run * RUN
+        y, x = y0 + row, x0 + column
+        inside = (y < height) & (x < width)
+        cell = first_cell(grid, y0, x0, height, width)
+        corner = grid * (CHANNELS - 1) * plane + cell
+        offsets = local[:, None] + channel[None, :] * plane
+        fate = tl.load(fates_ptr + cell + local, mask=inside, other=0).to(tl.int32)
+        if tl.max((fate >> SURVIVES) & 1, axis=0) != 0:
+            status = of_channels(neighbours_inside(y, x, height, width), CHANNELS, PADDED)
+            fates = of_channels(fate, CHANNELS, PADDED)
+            identity, sobel_x, sobel_y = perceive(state_ptr + corner + offsets, width, status, 1)
+            perceived = join_features(identity, sobel_x, sobel_y, DTYPE)
+            grad = tl.load(grad_ptr + corner + offsets, mask=has(fates, SURVIVES), other=0.0)
+            grad_delta = tl.where(has(fates, UPDATES), grad, 0.0)
+            grad_bias2 += tl.sum(tl.reshape(grad_delta, (2, cells // 2, PADDED)), axis=0)
+            unscale = 1.0
+            if SCALED:
+                size = tl.where(tl.abs(grad) < float("inf"), tl.abs(grad), float("inf"))
+                largest = tl.max(tl.max(size, axis=1), axis=0)
+                before = exponent
+                exponent = tl.minimum(exponent, scale_exponent(largest))
+                grad *= power_of_two(exponent)
+                unscale = power_of_two(2 * 127 - exponent)
+                change = power_of_two(exponent - before + 127)
+                grad1 *= change
+                grad2 *= change
+            grad_delta = tl.where(has(fates, UPDATES), grad, 0.0)
+            grad1, grad2, grad_perceived = differentiate_network(
+                perceived, grad_delta, weight1, weight2, grad1, grad2
+            )
+            grad_identity, grad_x, grad_y = split_features(grad_perceived, cells, PADDED)
+            mask = has(status, 4)
+            passed = (grad + grad_identity) * unscale
+            tl.store(grad_state_ptr + corner + offsets, passed, mask=mask)
+            tl.store(scratch_ptr + corner + offsets, grad_x * unscale, mask=mask)
+            tl.store(scratch_ptr + numbers + corner + offsets, grad_y * unscale, mask=mask)
+        else:
+            mask = inside[:, None] & (channel < CHANNELS)[None, :]
+            zeros = tl.zeros((cells, PADDED), tl.float32)
+            tl.store(grad_state_ptr + corner + offsets, zeros, mask=mask)
+            tl.store(scratch_ptr + corner + offsets, zeros, mask=mask)
+            tl.store(scratch_ptr + numbers + corner + offsets, zeros, mask=mask)
+        grid, strip, run = advance(grid, strip, run, step_grid, step_strip, step_run, runs, strips)
+
+    size: tl.constexpr = (features + PADDED) * HIDDEN + PADDED
+    sums_ptr = scratch_ptr + 2 * numbers
+    if SCALED:
+        unscale = power_of_two(2 * 127 - exponent)
+        grad1 *= unscale
+        grad2 *= unscale
+        wrong |= _is_not_finite(grad1) | _is_not_finite(grad2) | _is_not_finite(grad_bias2)
+        wrong |= (exponent < FEWEST).to(tl.int32)
+        tl.store(sums_ptr + programs.to(tl.int64) * size + program, wrong.to(tl.float32))
+    row_ptr = sums_ptr + program.to(tl.int64) * size
+    store_sums(row_ptr, grad1, grad2, grad_bias2, False, PADDED, HIDDEN, False)
+
+
+@triton.jit(do_not_specialize=["blocks", "rows", "height", "width", "hidden", "numbers"])
+def _single_backward_end_kernel(
+    scratch_ptr,
+    grad_state_ptr,
+    grad_w1_ptr,
+    grad_b1_ptr,
+    grad_w2_ptr,
+    grad_b2_ptr,
+    blocks,
+    rows,
+    height,
+    width,
+    hidden,
+    numbers: tl.int64,
+    CHANNELS: tl.constexpr,
+    PADDED: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    CHECKED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TALL: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Add up the sums of all programs, and gather what reached the Sobel features (equation 12).
+
+    The first `blocks` programs add up one block of the sums each, in a fixed order, the others
+    gather one rectangle of one channel. If a program of the launch before noted an overflow, all
+    of them store NaN, so that no partial gradient passes for a whole one.
+    """
+    size: tl.constexpr = 5 * PADDED * HIDDEN + PADDED
+    rows_ptr = scratch_ptr + 2 * numbers
+    poison = 0.0
+    if CHECKED:
+        note = tl.arange(0, NOTES)
+        notes_ptr = rows_ptr + rows.to(tl.int64) * size
+        noted = tl.zeros((NOTES,), tl.float32)
+        for first in tl.range(0, rows, NOTES):
+            noted += tl.load(notes_ptr + first + note, mask=first + note < rows, other=0.0)
+        poison = tl.where(tl.max(noted, axis=0) > 0, float("nan"), 0.0)
+    program = tl.program_id(0)
+    if program < blocks:
+        index = program * BLOCK + tl.arange(0, BLOCK)
+        total = add_rows(rows_ptr, rows, index, size, ROWS) + poison
+        unpack_gradients(
+            total,
+            index,
+            grad_w1_ptr,
+            grad_b1_ptr,
+            grad_w2_ptr,
+            grad_b2_ptr,
+            scratch_ptr,
+            CHANNELS,
+            hidden,
+            PADDED,
+            HIDDEN,
+            False,
+        )
+    else:
+        tile = program - blocks
+        plane = tile // (tl.cdiv(width, WIDE) * tl.cdiv(height, TALL))
+        tile -= plane * (tl.cdiv(width, WIDE) * tl.cdiv(height, TALL))
+        y0 = tile // tl.cdiv(width, WIDE) * TALL
+        x0 = tile % tl.cdiv(width, WIDE) * WIDE
+        y, x = (y0 + tl.arange(0, TALL))[:, None], (x0 + tl.arange(0, WIDE))[None, :]
+        cell = first_cell(plane, y0, x0, height, width)
+        local = tl.arange(0, TALL)[:, None] * width + tl.arange(0, WIDE)[None, :]
+        status = neighbours_inside(y, x, height, width)
+        received = gather_gradient(
+            scratch_ptr + cell + local, scratch_ptr + numbers + cell + local, width, status
+        )
+        target_ptr = grad_state_ptr + cell + local
+        grad = tl.load(target_ptr, mask=has(status, 4), other=0.0) + received + poison
+        tl.store(target_ptr, grad, mask=has(status, 4))
+
+
+class SingleBackward:
+    """Both kernels, prepared for states of one shape and parameters of one size.
+
+    Args:
+        shape: `(B, C, H, W)`, B at least 1.
+        hidden: hidden units.
+        precision: "fp16", "bf16" or "ieee".
+        device: where the tensors are.
+        config: how to launch the first kernel.
+
+    Attributes:
+        scratch_size: numbers that the launches need to work in.
+    """
+
+    __slots__ = ("_first", "_numbers", "_second", "_second_numbers", "_sums", "scratch_size")
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int],
+        hidden: int,
+        precision: str,
+        device: torch.device,
+        config: LaunchConfig,
+    ) -> None:
+        batch, channels, height, width = shape
+        wide, tall = padded_channels(channels), padded_hidden(hidden)
+        tiles = count_tiles(batch, height, width, config.tile_height)
+        programs = min(tiles, config.programs)
+        numbers = batch * channels * height * width
+        row = sums_size(wide, tall)
+        self.scratch_size = 2 * numbers + programs * (row + 1)
+        scaled = precision == "fp16"
+        sizes = (channels, wide, tall)
+        self._first = Launch(
+            _single_backward_kernel,
+            programs,
+            (*sizes, scaled, config.tile_height, DTYPES[precision]),
+            config.num_warps,
+            device,
+        )
+        block = BLOCK if device.type == "cuda" else INTERPRETED_BLOCK
+        blocks = -(-row // block)
+        rectangles = batch * channels * -(-height // TALL) * -(-width // WIDE)
+        constants = (*sizes, scaled, ROWS, block, TALL, WIDE)
+        second = _single_backward_end_kernel
+        self._second = Launch(second, blocks + rectangles, constants, 4, device)
+        self._sums = Launch(second, blocks, constants, 4, device)
+        self._numbers = (tiles, height, width, hidden, numbers)
+        self._second_numbers = (blocks, programs, height, width, hidden, numbers)
+
+    def __call__(
+        self,
+        state: Tensor,
+        fates: Tensor,
+        grad: Tensor,
+        parameters: tuple[Tensor, Tensor, Tensor],
+        scratch: Tensor,
+        grads: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+        state_too: bool,
+    ) -> None:
+        """Launch both.
+
+        Args:
+            state: `[B, C, H, W]` float32, contiguous.
+            fates: `[B, H, W]` uint8, as the forward kernel left them.
+            grad: like `state`, gradient of the result.
+            parameters: w1, b1 and w2, float32, contiguous.
+            scratch: `[scratch_size]` float32; overwritten.
+            grads: gradients of state, w1, b1, w2 and b2, contiguous; written.
+            state_too: whether the first of them is wanted; otherwise it is not finished.
+        """
+        self._first(state, fates, grad, *parameters, grads[0], scratch, *self._numbers)
+        end = self._second if state_too else self._sums
+        end(scratch, *grads, *self._second_numbers)

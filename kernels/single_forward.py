@@ -1,0 +1,221 @@
+"""One step of a state as it is, `[B, C, H, W]`, in one launch."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .alive import INSIDE, PRE, RUN, UPDATE, has
+from .bits import dilate_bits, gather_bits, test_bits
+from .launch import RUN_CELLS, Launch, LaunchConfig, Rule
+from .mask import draw_update
+from .network import apply_network
+from .perceive import join_features, perceive
+from .tile import advance, cells_of, first_cell, locate
+from .weights import DTYPES, padded_channels, padded_hidden, read_weights
+
+ALPHA = tl.constexpr(3)
+
+SURVIVES = tl.constexpr(0)
+"""Bit of a cell's fate: alive before and after the step."""
+
+UPDATES = tl.constexpr(1)
+"""Bit of a cell's fate: takes part in the step."""
+
+USERS = ["state_ptr", "w1_ptr", "b1_ptr", "w2_ptr", "b2_ptr", "seed_ptr"]
+
+
+@triton.jit
+def neighbours_inside(y, x, height, width):
+    """Tell which cells of each 3x3 neighbourhood lie in the grid, nine bits as in `around`."""
+    columns = ((x > 0) & (x <= width)).to(tl.int32) | ((x >= 0) & (x < width)).to(tl.int32) << 1
+    columns |= (x + 1 < width).to(tl.int32) << 2
+    above = tl.where((y > 0) & (y <= height), columns, 0)
+    here = tl.where((y >= 0) & (y < height), columns, 0)
+    below = tl.where(y + 1 < height, columns, 0)
+    return above | (here << 3) | (below << 6)
+
+
+@triton.jit
+def of_channels(status, CHANNELS: tl.constexpr, PADDED: tl.constexpr):
+    """Repeat a word per cell for every channel; padded channels have no bit."""
+    status = tl.broadcast_to(status[:, None], (status.shape[0], PADDED))
+    if CHANNELS < PADDED:
+        status = tl.where((tl.arange(0, PADDED) < CHANNELS)[None, :], status, 0)
+    return status
+
+
+@triton.jit(
+    do_not_specialize=[
+        "seed",
+        "step",
+        "tiles",
+        "height",
+        "width",
+        "hidden",
+        "update_limit",
+    ],
+    do_not_specialize_on_alignment=USERS,
+)
+def _single_forward_kernel(
+    state_ptr,
+    w1_ptr,
+    b1_ptr,
+    w2_ptr,
+    b2_ptr,
+    seed_ptr,
+    result_ptr,
+    fates_ptr,
+    seed: tl.int64,
+    step: tl.int64,
+    tiles,
+    height,
+    width,
+    hidden,
+    update_limit,
+    threshold,
+    CHANNELS: tl.constexpr,
+    PADDED: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    RANDOM: tl.constexpr,
+    SEED_GIVEN: tl.constexpr,
+    KEEP: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Advance a state by one step (equations 1 to 7).
+
+    The test after the update needs the updated alpha around each cell. So neighbouring tiles
+    overlap: every cell of a tile is updated, and all but the outermost ones, its ring, are stored.
+    What the derivative has to know about a cell, whether it survived and took part, is one byte.
+    """
+    cells: tl.constexpr = HEIGHT * RUN
+    nothing = height.to(tl.int64) * 0  # the interpreter holds some long arguments in 32 bits
+    seed, step = seed + nothing, step + nothing
+    if SEED_GIVEN:
+        seed = tl.load(seed_ptr)
+    weight1, weight2 = read_weights(w1_ptr, b1_ptr, w2_ptr, CHANNELS, hidden, PADDED, HIDDEN, DTYPE)
+    channel = tl.arange(0, PADDED)
+    bias2 = tl.load(b2_ptr + channel, mask=channel < CHANNELS, other=0.0)
+    row, column = cells_of(HEIGHT)
+    local = row * width + column
+    plane = height.to(tl.int64) * width
+    in_ring = (row == 0) | (row == HEIGHT - 1) | (column == 0) | (column == RUN - 1)
+
+    runs, strips = tl.cdiv(width, RUN - 2), tl.cdiv(height, HEIGHT - 2)
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    grid, strip, run = locate(program, runs, strips)
+    step_grid, step_strip, step_run = locate(programs, runs, strips)
+    for _ in tl.range(program, tiles, programs, disable_licm=True):
+        y0, x0 = strip * (HEIGHT - 2) - 1, run * (RUN - 2) - 1
+        y, x = y0 + row, x0 + column
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        cell = first_cell(grid, y0, x0, height, width)
+        corner = grid * (CHANNELS - 1) * plane + cell
+        offsets = local[:, None] + channel[None, :] * plane
+        alpha_ptr = state_ptr + corner + ALPHA * plane
+        alpha = tl.load(alpha_ptr + local, mask=inside, other=0.0)
+        low, high = gather_bits(alpha > threshold, cells)
+        if low | high != 0:
+            low, high = dilate_bits(low, high)
+            status = neighbours_inside(y, x, height, width) | (inside.to(tl.int32) << INSIDE)
+            status |= test_bits(low, high, cells) << PRE
+            drawn = tl.full((cells,), 1, tl.int32) << UPDATE
+            if RANDOM:
+                update = draw_update(cell + local, seed, step, update_limit)
+                drawn = update.to(tl.int32) << UPDATE
+            status |= drawn
+            wide = of_channels(status, CHANNELS, PADDED)
+            identity, sobel_x, sobel_y = perceive(state_ptr + corner + offsets, width, wide, 1)
+            perceived = join_features(identity, sobel_x, sobel_y, DTYPE)
+            delta = apply_network(perceived, weight1, weight2, bias2)
+            if RANDOM:
+                delta = tl.where(has(wide, UPDATE), delta, 0.0)
+            updated = identity + delta
+            alpha = tl.sum(tl.where((channel == ALPHA)[None, :], updated, 0.0), axis=1)
+            low, high = gather_bits(has(status, INSIDE) & (alpha > threshold), cells)
+            low, high = dilate_bits(low, high)
+            survives = (test_bits(low, high, cells) & (status >> PRE) & 1) != 0
+            stored = has(status, INSIDE) & (in_ring == 0)
+            result = tl.where(survives[:, None], updated, 0.0)
+            mask = stored[:, None] & (channel < CHANNELS)[None, :]
+            tl.store(result_ptr + corner + offsets, result, mask=mask)
+            if KEEP:
+                fate = survives.to(tl.int32) | ((status >> UPDATE) & 1) << UPDATES
+                tl.store(fates_ptr + cell + local, fate.to(tl.uint8), mask=stored)
+        else:
+            stored = inside & (in_ring == 0)
+            mask = stored[:, None] & (channel < CHANNELS)[None, :]
+            zeros = tl.zeros((cells, PADDED), tl.float32)
+            tl.store(result_ptr + corner + offsets, zeros, mask=mask)
+            if KEEP:
+                tl.store(fates_ptr + cell + local, tl.zeros((cells,), tl.uint8), mask=stored)
+        grid, strip, run = advance(grid, strip, run, step_grid, step_strip, step_run, runs, strips)
+
+
+class SingleForward:
+    """`_single_forward_kernel`, prepared for states of one shape and parameters of one size.
+
+    Args:
+        shape: `(B, C, H, W)`, B at least 1.
+        hidden: hidden units.
+        precision: "fp16", "bf16" or "ieee".
+        rule: which cells update, and which are alive.
+        seed_given: whether the seed is a tensor.
+        keep: whether fates are stored.
+        device: where the tensors are.
+        config: how to launch.
+    """
+
+    __slots__ = ("_launch", "_numbers")
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int],
+        hidden: int,
+        precision: str,
+        rule: Rule,
+        seed_given: bool,
+        keep: bool,
+        device: torch.device,
+        config: LaunchConfig,
+    ) -> None:
+        batch, channels, height, width = shape
+        tiles = single_tiles(batch, height, width, config.tile_height)
+        sizes = (channels, padded_channels(channels), padded_hidden(hidden))
+        self._launch = Launch(
+            _single_forward_kernel,
+            min(tiles, config.programs),
+            (*sizes, rule.random, seed_given, keep, config.tile_height, DTYPES[precision]),
+            config.num_warps,
+            device,
+        )
+        self._numbers = (tiles, height, width, hidden, rule.limit, rule.threshold)
+
+    def __call__(
+        self,
+        state: Tensor,
+        parameters: tuple[Tensor, Tensor, Tensor, Tensor],
+        seed: int | Tensor,
+        step: int,
+        result: Tensor,
+        fates: Tensor,
+    ) -> None:
+        """Launch.
+
+        Args:
+            state: `[B, C, H, W]` float32, contiguous.
+            parameters: weight and bias of the two 1x1 convolutions, float32, contiguous.
+            seed: the seed's 64 bits as a signed number, or a tensor `[]` int64 that is read on
+                the device.
+            step: number of the step.
+            result: like `state`; written.
+            fates: `[B, H, W]` uint8; written if fates are kept, else any tensor.
+        """
+        given, key = (result, seed) if isinstance(seed, int) else (seed, 0)
+        self._launch(state, *parameters, given, result, fates, key, step, *self._numbers)
+
+
+def single_tiles(batch: int, height: int, width: int, tile_height: int) -> int:
+    """Return the number of tiles of a batch of grids, which overlap by their rings."""
+    return batch * -(-height // (tile_height - 2)) * -(-width // (RUN_CELLS - 2))
