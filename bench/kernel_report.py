@@ -142,15 +142,7 @@ def variants(target: str, large: bool = False) -> Iterator[Variant]:
     yield Variant("pack_weights", "fp16-c16-h128", "weights", {**sizes, **written}, half, 4)
     reduced = {**sizes, "CHECKED": True, "ROWS": ROWS, "BLOCK": BLOCK}
     yield Variant("reduce_gradients", "fp16-c16-h128", "gradients", reduced, half, 4)
-    ended = {
-        "CHANNELS": 16,
-        "PADDED": 16,
-        "HIDDEN": 128,
-        "CHECKED": True,
-        "ROWS": ROWS,
-        "BLOCK": BLOCK,
-    }
-    ended |= {"TALL": TALL, "WIDE": WIDE}
+    ended = {**reduced, "PADDED": 16, "TALL": TALL, "WIDE": WIDE}
     yield Variant("single_backward_end", "fp16-c16-h128", "single_backward", ended, half, 4)
     yield Variant("poison", "fp32", "gradients", {"BLOCK": FILL_BLOCK}, half, 4)
 

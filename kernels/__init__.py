@@ -17,8 +17,8 @@ from .launch import (
     pair_cells,
 )
 from .persistent import persistent_forward
-from .single_backward import SingleBackward
-from .single_forward import SingleForward, single_tiles
+from .single_backward import prepare_backward
+from .single_forward import prepare_forward, single_tiles
 from .start import start_backward, start_forward
 from .step_backward import step_backward
 from .step_forward import step_forward
@@ -38,8 +38,6 @@ __all__ = [
     "OPERAND_DTYPES",
     "LaunchConfig",
     "Rule",
-    "SingleBackward",
-    "SingleForward",
     "Weights",
     "choose_launch",
     "count_tiles",
@@ -57,6 +55,8 @@ __all__ = [
     "partial_size",
     "persistent_forward",
     "poison",
+    "prepare_backward",
+    "prepare_forward",
     "reduce_gradients",
     "single_tiles",
     "start_backward",

@@ -172,48 +172,56 @@ def launch(
 
 
 class Launch:
-    """A launch that is repeated with other tensors and numbers, prepared as far as it can be.
+    """A launch that is repeated with other tensors, prepared as far as it can be.
 
     What `launch` looks up in every call, the compiled kernel and its grid, is kept.
 
     Args:
         kernel: a `triton.jit` function.
         programs: number of programs on grid axis 0, at least 1.
+        numbers: run-time numbers that stay the same, after those of the call.
         constants: the compile-time constants, last arguments of the kernel; with the device they
             identify the compiled kernel, so the tensors' types must follow from them.
         num_warps: warps of a program.
-        device: where the tensors are; it must be the current one.
+        device: where the tensors are.
     """
 
-    __slots__ = ("_constants", "_kernel", "_key", "_num_warps", "_programs", "_run")
+    __slots__ = ("_device", "_index", "_kernel", "_key", "_num_warps", "_programs", "_rest", "_run")
 
     def __init__(
         self,
         kernel: Any,
         programs: int,
+        numbers: tuple[int | float, ...],
         constants: tuple[Any, ...],
         num_warps: int,
         device: torch.device,
     ) -> None:
-        self._kernel, self._programs, self._constants = kernel, programs, constants
-        self._num_warps = num_warps
+        self._kernel, self._programs, self._num_warps = kernel, programs, num_warps
+        self._rest = (*numbers, *constants)
         self._key = (id(kernel), device, constants, num_warps)
+        self._device, self._index = device, device.index
         self._run: Any = None
 
     def __call__(self, *arguments: Any) -> None:
-        """Launch with tensors and run-time numbers, the first arguments of the kernel."""
+        """Launch with tensors and numbers, the first arguments of the kernel."""
         run = self._run
-        if run is not None:
-            run(*arguments, *self._constants)
+        if run is None or (self._index is not None and self._index != torch.cuda.current_device()):
+            with device_guard(self._device):
+                self._launch(arguments)
             return
+        run(*arguments, *self._rest)
+
+    def _launch(self, arguments: tuple[Any, ...]) -> None:
+        """Compile the kernel if nobody has, and launch it."""
         grid = (self._programs, 1, 1)
-        known = _compiled.get(self._key)
-        if known is not None:
+        if self._run is None:
+            known = _compiled.get(self._key)
+            if known is None:
+                options = {**OPTIONS, "num_warps": self._num_warps}
+                compiled = self._kernel[grid](*arguments, *self._rest, **options)
+                if compiled is not None:
+                    _compiled[self._key] = (self._kernel, compiled)
+                return
             self._run = known[1][grid]
-            self._run(*arguments, *self._constants)
-            return
-        options = {**OPTIONS, "num_warps": self._num_warps}
-        compiled = self._kernel[grid](*arguments, *self._constants, **options)
-        if compiled is not None:
-            _compiled[self._key] = (self._kernel, compiled)
-            self._run = compiled[grid]
+        self._run(*arguments, *self._rest)

@@ -40,7 +40,8 @@ def differentiate_network(perceived, grad_delta, weight1, weight2, grad1, grad2)
         grad2: `[HIDDEN, CHANNELS]` float32, gradient of the second layer so far.
 
     Returns:
-        The two sums, this tile included, and `[CELLS, 4 * CHANNELS]` float32, gradient of the joined features.
+        The two sums, this tile included, and the gradient of the joined features,
+        `[CELLS, 4 * CHANNELS]` float32.
     """
     dtype: tl.constexpr = weight1.dtype
     grad_delta = grad_delta.to(dtype)

@@ -1,9 +1,10 @@
 """The derivative of `single_forward` in two launches: the network's, then what crosses tiles."""
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .alive import RUN, has
 from .gradients import (
@@ -107,8 +108,8 @@ def _single_backward_kernel(
             grad_bias2 += tl.sum(tl.reshape(grad_delta, (2, cells // 2, PADDED)), axis=0)
             unscale = 1.0
             if SCALED:
-                size = tl.where(tl.abs(grad) < float("inf"), tl.abs(grad), float("inf"))
-                largest = tl.max(tl.max(size, axis=1), axis=0)
+                sizes = tl.where(tl.abs(grad) < float("inf"), tl.abs(grad), float("inf"))
+                largest = tl.max(tl.max(sizes, axis=1), axis=0)
                 before = exponent
                 exponent = tl.minimum(exponent, scale_exponent(largest))
                 grad *= power_of_two(exponent)
@@ -222,77 +223,71 @@ def _single_backward_end_kernel(
         tl.store(target_ptr, grad, mask=has(status, 4))
 
 
+@dataclass(frozen=True)
 class SingleBackward:
-    """Both kernels, prepared for states of one shape and parameters of one size.
+    """Both launches, prepared for states of one shape and parameters of one size.
+
+    Attributes:
+        first: arguments are the state `[B, C, H, W]`; the fates; the gradient of the result, like
+            the state; w1, b1 and w2; the gradient of the state, like it, written; and the scratch.
+        last: finishes what the first began; arguments are the scratch and the gradients of the
+            state, w1, b1, w2 and b2.
+        sums: the same without the gradient of the state, which stays unfinished.
+        scratch_size: float32 numbers of the scratch.
+    """
+
+    first: Launch
+    last: Launch
+    sums: Launch
+    scratch_size: int
+
+
+def prepare_backward(
+    shape: tuple[int, int, int, int],
+    hidden: int,
+    precision: str,
+    device: torch.device,
+    config: LaunchConfig,
+) -> SingleBackward:
+    """Prepare both launches.
 
     Args:
         shape: `(B, C, H, W)`, B at least 1.
         hidden: hidden units.
         precision: "fp16", "bf16" or "ieee".
-        device: where the tensors are.
+        device: where the tensors are; all are float32, but for the fates, and contiguous.
         config: how to launch the first kernel.
 
-    Attributes:
-        scratch_size: numbers that the launches need to work in.
+    Returns:
+        The launches.
     """
-
-    __slots__ = ("_first", "_numbers", "_second", "_second_numbers", "_sums", "scratch_size")
-
-    def __init__(
-        self,
-        shape: tuple[int, int, int, int],
-        hidden: int,
-        precision: str,
-        device: torch.device,
-        config: LaunchConfig,
-    ) -> None:
-        batch, channels, height, width = shape
-        wide, tall = padded_channels(channels), padded_hidden(hidden)
-        tiles = count_tiles(batch, height, width, config.tile_height)
-        programs = min(tiles, config.programs)
-        numbers = batch * channels * height * width
-        row = sums_size(wide, tall)
-        self.scratch_size = 2 * numbers + programs * (row + 1)
-        scaled = precision == "fp16"
-        sizes = (channels, wide, tall)
-        self._first = Launch(
-            _single_backward_kernel,
-            programs,
-            (*sizes, scaled, config.tile_height, DTYPES[precision]),
-            config.num_warps,
+    batch, channels, height, width = shape
+    tiles = count_tiles(batch, height, width, config.tile_height)
+    programs = min(tiles, config.programs)
+    numbers = batch * channels * height * width
+    sizes = (channels, padded_channels(channels), padded_hidden(hidden))
+    row = sums_size(*sizes[1:])
+    scaled = precision == "fp16"
+    first = Launch(
+        _single_backward_kernel,
+        programs,
+        (tiles, height, width, hidden, numbers),
+        (*sizes, scaled, config.tile_height, DTYPES[precision]),
+        config.num_warps,
+        device,
+    )
+    block = BLOCK if device.type == "cuda" else INTERPRETED_BLOCK
+    blocks = -(-row // block)
+    rectangles = batch * channels * -(-height // TALL) * -(-width // WIDE)
+    last, sums = (
+        Launch(
+            _single_backward_end_kernel,
+            number,
+            (blocks, programs, height, width, hidden, numbers),
+            (*sizes, scaled, ROWS, block, TALL, WIDE),
+            4,
             device,
         )
-        block = BLOCK if device.type == "cuda" else INTERPRETED_BLOCK
-        blocks = -(-row // block)
-        rectangles = batch * channels * -(-height // TALL) * -(-width // WIDE)
-        constants = (*sizes, scaled, ROWS, block, TALL, WIDE)
-        second = _single_backward_end_kernel
-        self._second = Launch(second, blocks + rectangles, constants, 4, device)
-        self._sums = Launch(second, blocks, constants, 4, device)
-        self._numbers = (tiles, height, width, hidden, numbers)
-        self._second_numbers = (blocks, programs, height, width, hidden, numbers)
-
-    def __call__(
-        self,
-        state: Tensor,
-        fates: Tensor,
-        grad: Tensor,
-        parameters: tuple[Tensor, Tensor, Tensor],
-        scratch: Tensor,
-        grads: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-        state_too: bool,
-    ) -> None:
-        """Launch both.
-
-        Args:
-            state: `[B, C, H, W]` float32, contiguous.
-            fates: `[B, H, W]` uint8, as the forward kernel left them.
-            grad: like `state`, gradient of the result.
-            parameters: w1, b1 and w2, float32, contiguous.
-            scratch: `[scratch_size]` float32; overwritten.
-            grads: gradients of state, w1, b1, w2 and b2, contiguous; written.
-            state_too: whether the first of them is wanted; otherwise it is not finished.
-        """
-        self._first(state, fates, grad, *parameters, grads[0], scratch, *self._numbers)
-        end = self._second if state_too else self._sums
-        end(scratch, *grads, *self._second_numbers)
+        for number in (blocks + rectangles, blocks)
+    )
+    return SingleBackward(first, last, sums, 2 * numbers + programs * (row + 1))

@@ -3,7 +3,6 @@
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .alive import INSIDE, PRE, RUN, UPDATE, has
 from .bits import dilate_bits, gather_bits, test_bits
@@ -153,8 +152,17 @@ def _single_forward_kernel(
         grid, strip, run = advance(grid, strip, run, step_grid, step_strip, step_run, runs, strips)
 
 
-class SingleForward:
-    """`_single_forward_kernel`, prepared for states of one shape and parameters of one size.
+def prepare_forward(
+    shape: tuple[int, int, int, int],
+    hidden: int,
+    precision: str,
+    rule: Rule,
+    seed_given: bool,
+    keep: bool,
+    device: torch.device,
+    config: LaunchConfig,
+) -> Launch:
+    """Prepare the launch for states of one shape and parameters of one size.
 
     Args:
         shape: `(B, C, H, W)`, B at least 1.
@@ -165,55 +173,24 @@ class SingleForward:
         keep: whether fates are stored.
         device: where the tensors are.
         config: how to launch.
+
+    Returns:
+        The launch. Its arguments: the state `[B, C, H, W]`; w1, b1, w2 and b2, all float32 and
+        contiguous; the seed, `[]` int64 that is read on the device, or any tensor; the result,
+        like the state; the fates `[B, H, W]` uint8, or any tensor; the seed's 64 bits as a signed
+        number, or any; the number of the step.
     """
-
-    __slots__ = ("_launch", "_numbers")
-
-    def __init__(
-        self,
-        shape: tuple[int, int, int, int],
-        hidden: int,
-        precision: str,
-        rule: Rule,
-        seed_given: bool,
-        keep: bool,
-        device: torch.device,
-        config: LaunchConfig,
-    ) -> None:
-        batch, channels, height, width = shape
-        tiles = single_tiles(batch, height, width, config.tile_height)
-        sizes = (channels, padded_channels(channels), padded_hidden(hidden))
-        self._launch = Launch(
-            _single_forward_kernel,
-            min(tiles, config.programs),
-            (*sizes, rule.random, seed_given, keep, config.tile_height, DTYPES[precision]),
-            config.num_warps,
-            device,
-        )
-        self._numbers = (tiles, height, width, hidden, rule.limit, rule.threshold)
-
-    def __call__(
-        self,
-        state: Tensor,
-        parameters: tuple[Tensor, Tensor, Tensor, Tensor],
-        seed: int | Tensor,
-        step: int,
-        result: Tensor,
-        fates: Tensor,
-    ) -> None:
-        """Launch.
-
-        Args:
-            state: `[B, C, H, W]` float32, contiguous.
-            parameters: weight and bias of the two 1x1 convolutions, float32, contiguous.
-            seed: the seed's 64 bits as a signed number, or a tensor `[]` int64 that is read on
-                the device.
-            step: number of the step.
-            result: like `state`; written.
-            fates: `[B, H, W]` uint8; written if fates are kept, else any tensor.
-        """
-        given, key = (result, seed) if isinstance(seed, int) else (seed, 0)
-        self._launch(state, *parameters, given, result, fates, key, step, *self._numbers)
+    batch, channels, height, width = shape
+    tiles = single_tiles(batch, height, width, config.tile_height)
+    sizes = (channels, padded_channels(channels), padded_hidden(hidden))
+    return Launch(
+        _single_forward_kernel,
+        min(tiles, config.programs),
+        (tiles, height, width, hidden, rule.limit, rule.threshold),
+        (*sizes, rule.random, seed_given, keep, config.tile_height, DTYPES[precision]),
+        config.num_warps,
+        device,
+    )
 
 
 def single_tiles(batch: int, height: int, width: int, tile_height: int) -> int:

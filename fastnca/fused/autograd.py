@@ -6,6 +6,8 @@ transform of `torch.func`, a dispatch mode or a subclass of tensors, the rollout
 """
 
 import sys
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from fastnca.fused.refusals import Grads, refuse_second, refuse_tangents
 
 Parameters = tuple[Tensor, Tensor, Tensor, Tensor]
 Settings = tuple[int, float, str, int, bool]
+
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
 def fused_rollout(
@@ -91,9 +95,7 @@ def fused_rollout(
         return result
     if forward_ad._current_level >= 0:
         refuse_tangents(tensors)
-    from fastnca.fused.eager import eager_rollout  # imports Triton
-    from fastnca.fused.single import single_step
-
+    eager_rollout, single_step = _eager_nodes()
     if isinstance(seed, int):
         seed = _signed(seed)
     if steps == 1 and count is None and checkpoint_every == 1 and not persistent:
@@ -138,6 +140,15 @@ def make_counter(
     return torch.stack(scalars)
 
 
+@cache
+def _eager_nodes() -> tuple[Callable[..., Tensor], Callable[..., Tensor | None]]:
+    """Import Triton with those who launch kernels."""
+    from fastnca.fused.eager import eager_rollout
+    from fastnca.fused.single import single_step
+
+    return eager_rollout, single_step
+
+
 def _signed(seed: int) -> int:
     """Return the 64 bits of a seed as a signed number."""
     return (seed + 2**63) % 2**64 - 2**63
@@ -148,7 +159,7 @@ def _observed(tensors: tuple[Tensor, ...]) -> bool:
     return (
         torch._C._are_functorch_transforms_active()
         or _get_current_dispatch_mode() is not None
-        or any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors)
+        or not _PLAIN.issuperset(map(type, tensors))
     )
 
 

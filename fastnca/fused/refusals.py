@@ -35,8 +35,10 @@ class Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, compute: Callable[[], Grads], *inputs: Tensor) -> Grads:
+        """Return what `compute` computes from `inputs`."""
         return compute()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        """Refuse a second derivative."""
         refuse_second()

@@ -6,7 +6,7 @@ converted or cleared around them. What does not change from call to call is prep
 """
 
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,13 +17,12 @@ from fastnca.fused.plan import make_plan
 from fastnca.fused.refusals import Gradients, Grads, refuse_forward_mode
 from fastnca.kernels import (
     OPERAND_DTYPES,
-    SingleBackward,
-    SingleForward,
     choose_launch,
     device_facts,
-    device_guard,
     padded_channels,
     padded_hidden,
+    prepare_backward,
+    prepare_forward,
     single_tiles,
 )
 
@@ -34,6 +33,9 @@ MOST_PREPARED = 256
 MOST_TILES = 1 << 30
 """Tiles are numbered in 32 bits."""
 
+LARGEST_NETWORK = 16 * 128
+"""Padded channels times hidden units; the weights' gradients of larger networks would spill."""
+
 MOST_CELLS = {16: 1 << 60, 8: 1 << 17, 4: 1 << 13}
 """By rows of a tile. Tiles overlap by a ring of one cell, so tiles of 16 rows compute each cell
 1.5 times, less than the launches they replace; lower tiles up to 2.7 times, which pays while the
@@ -41,50 +43,57 @@ device is not full."""
 
 
 class Prepared:
-    """A single step for states of one kind.
+    """A single step for states and parameters of one kind.
 
     Args:
         state: `[B, C, H, W]` float32, of that kind.
         parameters: weights and biases of the two 1x1 convolutions.
+        seed: as in `single_step`; what matters is what it is.
         update_rate: probability that a cell updates.
         precision: "fp16", "bf16" or "ieee".
-        seed_given: whether the seed is a tensor.
-        random: False updates every cell.
+
+    Attributes:
+        shapes: of the parameters.
+        suits: whether the kernels of a single step are the ones to take.
+        frozen: whether a CUDA graph would freeze the seed.
     """
 
     def __init__(
         self,
         state: Tensor,
         parameters: Parameters,
+        seed: int | Tensor | None,
         update_rate: float,
         precision: str,
-        seed_given: bool,
-        random: bool,
     ) -> None:
-        batch, channels, height, width = shape = tuple(state.shape)
-        hidden = parameters[1].shape[0]
-        self.device = state.device
-        self.guarded = state.device.type == "cuda"
-        self.frozen = random and not seed_given
-        self.fates_shape = (batch, height, width)
-        rule = make_plan(1, update_rate, precision, 1, True, random).rule
+        batch, channels, height, width = shape = cast(tuple[int, int, int, int], state.shape)
+        self.shapes = tuple(parameter.shape for parameter in parameters)
+        self.frozen = isinstance(seed, int)
+        hidden, device = parameters[1].shape[0], state.device
+        rule = make_plan(1, update_rate, precision, 1, True, seed is not None).rule
         wide, tall = padded_channels(channels), padded_hidden(hidden)
-        kind = (wide, tall, OPERAND_DTYPES[precision], *device_facts(state.device))
+        kind = (wide, tall, OPERAND_DTYPES[precision], *device_facts(device))
         config = choose_launch("single_forward", *kind)
         tiles = single_tiles(batch, height, width, config.tile_height)
         self.suits = (
-            wide * tall <= 16 * 128
+            wide * tall <= LARGEST_NETWORK
             and batch * height * width <= MOST_CELLS[config.tile_height]
             and 0 < tiles <= MOST_TILES
         )
         if not self.suits:
             return
-        self.forward = [
-            SingleForward(shape, hidden, precision, rule, seed_given, keep, state.device, config)
+        self.forward, self.forward_keeping = (
+            prepare_forward(
+                shape, hidden, precision, rule, isinstance(seed, Tensor), keep, device, config
+            )
             for keep in (False, True)
-        ]
+        )
         config = choose_launch("single_backward", *kind)
-        self.backward = SingleBackward(shape, hidden, precision, state.device, config)
+        self.backward = prepare_backward(shape, hidden, precision, device, config)
+        # torch allocates fastest what is like a tensor; these take one number of memory.
+        fate, number = (torch.zeros(1, dtype=d, device=device) for d in (torch.uint8, state.dtype))
+        self.fates = fate.expand(batch * height * width)
+        self.scratch = number.expand(self.backward.scratch_size)
 
 
 _prepared: dict[Hashable, Prepared] = {}
@@ -110,47 +119,29 @@ def single_step(
         precision: "fp16", "bf16" or "ieee".
 
     Returns:
-        `[B, C, H, W]` float32, contiguous; None if the state is one for the kernels of rollouts.
+        `[B, C, H, W]` float32, contiguous; None if it is for the kernels of rollouts to compute,
+        or to refuse.
 
     Raises:
-        RuntimeError: the kernels cannot run, or an int seed would be frozen into a CUDA graph.
+        RuntimeError: the kernels cannot run.
         ValueError: a shape or the update rate does not fit.
     """
     w1, b1, w2, b2 = parameters
-    key = (
-        state.shape,
-        w1.shape,
-        b1.shape,
-        w2.shape,
-        b2.shape,
-        state.device,
-        w1.device,
-        b1.device,
-        w2.device,
-        b2.device,
-        state.dtype,
-        w1.dtype,
-        b1.dtype,
-        w2.dtype,
-        b2.dtype,
-        update_rate,
-        precision,
-        type(seed),
-    )
+    device, dtype = state.device, torch.float32
+    key = (state.shape, w2.shape, device, type(seed), update_rate, precision)
     prepared = _prepared.get(key)
-    if prepared is None:
+    if not (
+        prepared is not None
+        and (w1.shape, b1.shape, w2.shape, b2.shape) == prepared.shapes
+        and device == w1.device == b1.device == w2.device == b2.device
+        and state.dtype is w1.dtype is b1.dtype is w2.dtype is b2.dtype is dtype
+    ):
         check_tensors(state, parameters, precision)
-        given = isinstance(seed, Tensor)
-        prepared = Prepared(state, parameters, update_rate, precision, given, seed is not None)
         if len(_prepared) >= MOST_PREPARED:
             _prepared.clear()
-        _prepared[key] = prepared
-    if not prepared.suits:
+        prepared = _prepared[key] = Prepared(state, parameters, seed, update_rate, precision)
+    if not prepared.suits or (prepared.frozen and eager._capturing(state)):
         return None
-    if prepared.frozen and eager._capturing(state):
-        return None  # refused there
-    if seed is None:
-        seed = 0
     if torch.is_grad_enabled() and (
         state.requires_grad
         or w1.requires_grad
@@ -158,22 +149,16 @@ def single_step(
         or w2.requires_grad
         or b2.requires_grad
     ):
-        result: Tensor = _SingleStep.apply(state, w1, b1, w2, b2, seed, step, prepared)
+        left_over = _wrapped(state) or _wrapped(w1) or _wrapped(b1) or _wrapped(w2) or _wrapped(b2)
+        apply = _SingleStep.apply if left_over else _apply
+        result: Tensor = apply(state, w1, b1, w2, b2, seed, step, prepared)
         return result
     state = state.contiguous()
     result = torch.empty_like(state)
     parameters = (w1.contiguous(), b1.contiguous(), w2.contiguous(), b2.contiguous())
-    _guarded(prepared, prepared.forward[0], state, parameters, seed, step, result, result)
+    given, number = (seed, 0) if isinstance(seed, Tensor) else (result, seed or 0)
+    prepared.forward(state, *parameters, given, result, result, number, step)
     return result
-
-
-def _guarded(prepared: Prepared, launches: Any, *arguments: Any) -> None:
-    """Launch on the tensors' device."""
-    if prepared.guarded and prepared.device.index != torch.cuda.current_device():
-        with device_guard(prepared.device):
-            launches(*arguments)
-    else:
-        launches(*arguments)
 
 
 class _SingleStep(torch.autograd.Function):
@@ -187,16 +172,16 @@ class _SingleStep(torch.autograd.Function):
         b1: Tensor,
         w2: Tensor,
         b2: Tensor,
-        seed: int | Tensor,
+        seed: int | Tensor | None,
         step: int,
         prepared: Prepared,
     ) -> Tensor:
         dense = state.contiguous()
-        parameters = (w1.contiguous(), b1.contiguous(), w2.contiguous(), b2.contiguous())
         result = torch.empty_like(dense)
-        fates = torch.empty(prepared.fates_shape, dtype=torch.uint8, device=prepared.device)
-        launches = prepared.forward[1]
-        _guarded(prepared, launches, dense, parameters, seed, step, result, fates)
+        fates = torch.empty_like(prepared.fates)
+        parameters = (w1.contiguous(), b1.contiguous(), w2.contiguous(), b2.contiguous())
+        given, number = (seed, 0) if isinstance(seed, Tensor) else (result, seed or 0)
+        prepared.forward_keeping(dense, *parameters, given, result, fates, number, step)
         ctx.set_materialize_grads(False)
         ctx.prepared = prepared
         ctx.save_for_backward(state, w1, b1, w2, b2, fates)
@@ -207,30 +192,38 @@ class _SingleStep(torch.autograd.Function):
         grad = grad_outputs[0]
         if grad is None:
             return (None,) * 8
-        saved = ctx.saved_tensors
-        needed = ctx.needs_input_grad
+        saved, needed = ctx.saved_tensors, ctx.needs_input_grad
+        arguments = ctx.prepared, grad, saved, needed[0]
         if torch.is_grad_enabled():  # a graph of the gradients is wanted
-            compute = lambda: _backward(ctx.prepared, grad, saved, needed[0])  # noqa: E731
-            grads = Gradients.apply(compute, grad, *saved[:5])
+            grads = Gradients.apply(lambda: _backward(*arguments), grad, *saved[:5])
         else:
-            grads = _backward(ctx.prepared, grad, saved, needed[0])
-        return *(g if need else None for g, need in zip(grads, needed, strict=False)), *(None,) * 3
+            grads = _backward(*arguments)
+        if not all(needed[:5]):
+            grads = tuple(g if need else None for g, need in zip(grads, needed, strict=False))
+        return *grads, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         refuse_forward_mode()
 
 
+_apply = super(torch.autograd.Function, _SingleStep).apply
+"""What `_SingleStep.apply` ends in, once it has looked for transforms of torch.func, of which there
+are none here, and for tensors that one of them has left over."""
+
+_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
+
 def _backward(
     prepared: Prepared, grad: Tensor, saved: tuple[Tensor, ...], state_too: bool
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of the state, undefined if it is not wanted, and of the parameters."""
+    """Return the gradients of the state, unfinished if it is not wanted, and of the parameters."""
     state, w1, b1, w2, b2, fates = saved
     state, w1, b1, w2 = state.contiguous(), w1.contiguous(), b1.contiguous(), w2.contiguous()
-    empty = torch.empty_like
-    grads = (empty(state), empty(w1), empty(b1), empty(w2), empty(b2.contiguous()))
+    like = torch.empty_like
+    grads = like(state), like(w1), like(b1), like(w2), like(b2.contiguous())
+    scratch = like(prepared.scratch)
     launches = prepared.backward
-    scratch = torch.empty(launches.scratch_size, dtype=torch.float32, device=prepared.device)
-    grad = grad.contiguous()
-    _guarded(prepared, launches, state, fates, grad, (w1, b1, w2), scratch, grads, state_too)
+    launches.first(state, fates, grad.contiguous(), w1, b1, w2, grads[0], scratch)
+    (launches.last if state_too else launches.sums)(scratch, *grads)
     return grads
