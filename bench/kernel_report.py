@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastnca.fused.support import size_reasons
-from fastnca.kernels import DTYPES, OPERAND_DTYPES, choose_launch
+from fastnca.kernels import DTYPES, OPERAND_DTYPES, SINGLE_NETWORK, choose_launch
 from fastnca.kernels.gradients import BLOCK, FILL_BLOCK, ROWS
 from fastnca.kernels.launch import OPTIONS, RUN_CELLS
 from fastnca.kernels.single_backward import TALL, WIDE
@@ -118,18 +118,7 @@ def variants(target: str, large: bool = False) -> Iterator[Variant]:
                 constants = {**sized, "RANDOM": random, "HEIGHT": config.tile_height}
                 variant = name if random else f"{name}-eval"
                 yield Variant(kernel, variant, kernel, constants, operand, config.num_warps)
-        sized |= {"PADDED": channels, "DTYPE": DTYPES[precision]}
-        config = choose_launch("single_forward", channels, hidden, operand, capability)
-        given = {"RANDOM": True, "SEED_GIVEN": False, "KEEP": True, "HEIGHT": config.tile_height}
-        for changed, ending in (({}, ""), ({"RANDOM": False, "KEEP": False}, "-eval")):
-            constants = {**sized, **given, **changed}
-            variant = f"{name}{ending}"
-            kernel = "single_forward"
-            yield Variant(kernel, variant, kernel, constants, operand, config.num_warps)
-        config = choose_launch("single_backward", channels, hidden, operand, capability)
-        constants = {**sized, "SCALED": precision == "fp16", "HEIGHT": config.tile_height}
-        kernel = "single_backward"
-        yield Variant(kernel, name, kernel, constants, operand, config.num_warps)
+    yield from _single_variants(sizes, capability)
     half = torch.float16
     tile = {"CHANNELS": 16, "PADDED": 16, "HEIGHT": 8}
     yield Variant("start_forward", "c16", "start", tile, half, 4)
@@ -145,6 +134,29 @@ def variants(target: str, large: bool = False) -> Iterator[Variant]:
     ended = {**reduced, "PADDED": 16, "TALL": TALL, "WIDE": WIDE}
     yield Variant("single_backward_end", "fp16-c16-h128", "single_backward", ended, half, 4)
     yield Variant("poison", "fp32", "gradients", {"BLOCK": FILL_BLOCK}, half, 4)
+
+
+def _single_variants(sizes: list[tuple[int, int, str]], capability: int) -> Iterator[Variant]:
+    """Yield the kernels of a single step, but for the last one, for networks that have them."""
+    for channels, hidden, precision in [*sizes, (32, 64, "fp16")]:
+        operand = OPERAND_DTYPES[precision]
+        too_large = channels * hidden > SINGLE_NETWORK
+        if too_large or size_reasons(precision, channels, hidden, capability):
+            continue
+        sized = {"CHANNELS": channels, "PADDED": channels, "HIDDEN": hidden}
+        sized["DTYPE"] = DTYPES[precision]
+        name = f"{precision}-c{channels}-h{hidden}"
+        kernel = "single_forward"
+        config = choose_launch(kernel, channels, hidden, operand, capability)
+        sized["HEIGHT"] = config.tile_height
+        for random in (True, False):
+            constants = {**sized, "RANDOM": random, "SEED_GIVEN": False, "KEEP": random}
+            variant = name if random else f"{name}-eval"
+            yield Variant(kernel, variant, kernel, constants, operand, config.num_warps)
+        kernel = "single_backward"
+        config = choose_launch(kernel, channels, hidden, operand, capability)
+        constants = {**sized, "SCALED": precision == "fp16", "HEIGHT": config.tile_height}
+        yield Variant(kernel, name, kernel, constants, operand, config.num_warps)
 
 
 def compile_variant(variant: Variant, target: str) -> Any:
@@ -228,8 +240,7 @@ def examine(variant: Variant, target: str) -> Record:
         listing = _run("nvdisasm", "-c", file.name)
         usage = _run("cuobjdump", "-res-usage", file.name)
     instructions, loop = _main_loop(listing)
-    walks = variant.kernel.startswith(("step", "persistent", "single"))
-    walks &= not variant.kernel.endswith("end")
+    walks = "HIDDEN" in variant.constants and "HEIGHT" in variant.constants
     counted = loop if walks else len(instructions)
     resources = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", usage)}
     return Record(
@@ -254,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     print(f"Triton {triton.__version__}, tiles with their warps and constants as launched")
     print(
-        f"{'kernel':16} {'variant':20} {'target':7} {'registers':>9} {'spill B':>8} "
+        f"{'kernel':20} {'variant':20} {'target':7} {'registers':>9} {'spill B':>8} "
         f"{'shared B':>9} {'MMA':>4} {'warp instr/cell':>15}"
     )
     records = []
@@ -265,7 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
             record = examine(variant, target)
             records.append(record)
             print(
-                f"{record.kernel:16} {record.variant:20} {record.target:7} "
+                f"{record.kernel:20} {record.variant:20} {record.target:7} "
                 f"{record.registers:9} {record.spill_bytes:8} {record.shared_bytes:9} "
                 f"{record.tensor_core_instructions:4} {record.warp_instructions_per_cell:15.1f}",
                 flush=True,

@@ -6,6 +6,7 @@ This package is a leaf: it imports torch, Triton and itself. Equations are in `R
 from .finish import finish_backward, finish_forward
 from .gradients import poison, reduce_gradients
 from .launch import (
+    SINGLE_NETWORK,
     LaunchConfig,
     Rule,
     choose_launch,
@@ -17,7 +18,7 @@ from .launch import (
     pair_cells,
 )
 from .persistent import persistent_forward
-from .single_backward import prepare_backward
+from .single_backward import count_rectangles, prepare_backward
 from .single_forward import prepare_forward, single_tiles
 from .start import start_backward, start_forward
 from .step_backward import step_backward
@@ -36,10 +37,12 @@ from .weights import (
 __all__ = [
     "DTYPES",
     "OPERAND_DTYPES",
+    "SINGLE_NETWORK",
     "LaunchConfig",
     "Rule",
     "Weights",
     "choose_launch",
+    "count_rectangles",
     "count_tiles",
     "device_facts",
     "device_guard",

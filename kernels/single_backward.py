@@ -95,8 +95,8 @@ def _single_backward_kernel(
         y, x = y0 + row, x0 + column
         inside = (y < height) & (x < width)
         cell = first_cell(grid, y0, x0, height, width)
-        corner = grid * (CHANNELS - 1) * plane + cell
-        offsets = local[:, None] + channel[None, :] * plane
+        corner = grid.to(tl.int64) * (CHANNELS - 1) * plane + cell
+        offsets = local[:, None] + channel[None, :] * (height * width)
         fate = tl.load(fates_ptr + cell + local, mask=inside, other=0).to(tl.int32)
         if tl.max((fate >> SURVIVES) & 1, axis=0) != 0:
             status = of_channels(neighbours_inside(y, x, height, width), CHANNELS, PADDED)
@@ -104,8 +104,9 @@ def _single_backward_kernel(
             identity, sobel_x, sobel_y = perceive(state_ptr + corner + offsets, width, status, 1)
             perceived = join_features(identity, sobel_x, sobel_y, DTYPE)
             grad = tl.load(grad_ptr + corner + offsets, mask=has(fates, SURVIVES), other=0.0)
-            grad_delta = tl.where(has(fates, UPDATES), grad, 0.0)
-            grad_bias2 += tl.sum(tl.reshape(grad_delta, (2, cells // 2, PADDED)), axis=0)
+            updating = has(fates, UPDATES)
+            unscaled = tl.where(updating, grad, 0.0)
+            grad_bias2 += tl.sum(tl.reshape(unscaled, (2, cells // 2, PADDED)), axis=0)
             unscale = 1.0
             if SCALED:
                 sizes = tl.where(tl.abs(grad) < float("inf"), tl.abs(grad), float("inf"))
@@ -117,7 +118,7 @@ def _single_backward_kernel(
                 change = power_of_two(exponent - before + 127)
                 grad1 *= change
                 grad2 *= change
-            grad_delta = tl.where(has(fates, UPDATES), grad, 0.0)
+            grad_delta = tl.where(updating, grad, 0.0)
             grad1, grad2, grad_perceived = differentiate_network(
                 perceived, grad_delta, weight1, weight2, grad1, grad2
             )
@@ -138,9 +139,10 @@ def _single_backward_kernel(
     size: tl.constexpr = (features + PADDED) * HIDDEN + PADDED
     sums_ptr = scratch_ptr + 2 * numbers
     if SCALED:
-        unscale = power_of_two(2 * 127 - exponent)
-        grad1 *= unscale
-        grad2 *= unscale
+        inverse = power_of_two(2 * 127 - exponent)
+        grad1 *= inverse
+        grad2 *= inverse
+        wrong &= (exponent < LARGEST).to(tl.int32)
         wrong |= _is_not_finite(grad1) | _is_not_finite(grad2) | _is_not_finite(grad_bias2)
         wrong |= (exponent < FEWEST).to(tl.int32)
         tl.store(sums_ptr + programs.to(tl.int64) * size + program, wrong.to(tl.float32))
@@ -278,7 +280,7 @@ def prepare_backward(
     )
     block = BLOCK if device.type == "cuda" else INTERPRETED_BLOCK
     blocks = -(-row // block)
-    rectangles = batch * channels * -(-height // TALL) * -(-width // WIDE)
+    rectangles = count_rectangles(batch * channels, height, width)
     last, sums = (
         Launch(
             _single_backward_end_kernel,
@@ -291,3 +293,8 @@ def prepare_backward(
         for number in (blocks + rectangles, blocks)
     )
     return SingleBackward(first, last, sums, 2 * numbers + programs * (row + 1))
+
+
+def count_rectangles(planes: int, height: int, width: int) -> int:
+    """Return the number of rectangles in which the gradient of a state is gathered."""
+    return planes * -(-height // TALL) * -(-width // WIDE)

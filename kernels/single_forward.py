@@ -110,8 +110,8 @@ def _single_forward_kernel(
         y, x = y0 + row, x0 + column
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
         cell = first_cell(grid, y0, x0, height, width)
-        corner = grid * (CHANNELS - 1) * plane + cell
-        offsets = local[:, None] + channel[None, :] * plane
+        corner = grid.to(tl.int64) * (CHANNELS - 1) * plane + cell
+        offsets = local[:, None] + channel[None, :] * (height * width)
         alpha_ptr = state_ptr + corner + ALPHA * plane
         alpha = tl.load(alpha_ptr + local, mask=inside, other=0.0)
         low, high = gather_bits(alpha > threshold, cells)

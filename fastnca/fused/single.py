@@ -17,7 +17,9 @@ from fastnca.fused.plan import make_plan
 from fastnca.fused.refusals import Gradients, Grads, refuse_forward_mode
 from fastnca.kernels import (
     OPERAND_DTYPES,
+    SINGLE_NETWORK,
     choose_launch,
+    count_rectangles,
     device_facts,
     padded_channels,
     padded_hidden,
@@ -33,8 +35,8 @@ MOST_PREPARED = 256
 MOST_TILES = 1 << 30
 """Tiles are numbered in 32 bits."""
 
-LARGEST_NETWORK = 16 * 128
-"""Padded channels times hidden units; the weights' gradients of larger networks would spill."""
+MOST_NUMBERS = 1 << 30
+"""In one grid of a state; offsets within a grid are 32-bit."""
 
 MOST_CELLS = {16: 1 << 60, 8: 1 << 17, 4: 1 << 13}
 """By rows of a tile. Tiles overlap by a ring of one cell, so tiles of 16 rows compute each cell
@@ -75,10 +77,12 @@ class Prepared:
         kind = (wide, tall, OPERAND_DTYPES[precision], *device_facts(device))
         config = choose_launch("single_forward", *kind)
         tiles = single_tiles(batch, height, width, config.tile_height)
+        rectangles = count_rectangles(batch * channels, height, width)
         self.suits = (
-            wide * tall <= LARGEST_NETWORK
+            wide * tall <= SINGLE_NETWORK
             and batch * height * width <= MOST_CELLS[config.tile_height]
-            and 0 < tiles <= MOST_TILES
+            and channels * height * width <= MOST_NUMBERS
+            and 0 < max(tiles, rectangles) <= MOST_TILES
         )
         if not self.suits:
             return

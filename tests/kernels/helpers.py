@@ -201,8 +201,17 @@ def make_problem(case: Case) -> Problem:
     raise AssertionError(f"no state of {case} keeps off the threshold")
 
 
-def run_kernels(case: Case, problem: Problem, device: torch.device, checkpoint_every: int = 1):
-    """Run the kernels on a problem and return what `Problem.exact` holds."""
+def run_kernels(
+    case: Case,
+    problem: Problem,
+    device: torch.device,
+    checkpoint_every: int = 1,
+    rollout: bool = False,
+):
+    """Run the kernels on a problem and return what `Problem.exact` holds.
+
+    A single step has kernels of its own, unless it is to be a `rollout` like any other.
+    """
     state = problem.state.to(device).detach().requires_grad_()
     parameters = tuple(p.to(device).detach().requires_grad_() for p in problem.parameters)
     result = fused_rollout(
@@ -214,6 +223,7 @@ def run_kernels(case: Case, problem: Problem, device: torch.device, checkpoint_e
         update_rate=0.5 if case.rate is None else case.rate,
         precision=case.precision,
         checkpoint_every=checkpoint_every,
+        count=torch.tensor(case.steps, device=device) if rollout else None,
     )
     grads = torch.autograd.grad(result, (state, *parameters), problem.grad.to(device))
     return result.detach(), *grads

@@ -9,58 +9,80 @@ from fastnca.states import ALIVE_THRESHOLD
 STEP = {"first_step": 0, "update_rate": 0.5, "precision": "fp16", "seed": None}
 
 
+def forms(device: torch.device) -> tuple[dict, dict]:
+    """Return options of a single step, and of the same step as a rollout like any other."""
+    return STEP, STEP | {"count": torch.tensor(1, device=device)}
+
+
 def zero_network(channels: int, hidden: int, device: torch.device) -> tuple[Tensor, ...]:
     """Return parameters of a network that changes nothing."""
     shapes = ((hidden, 3 * channels, 1, 1), (hidden,), (channels, hidden, 1, 1), (channels,))
     return tuple(torch.zeros(shape, device=device) for shape in shapes)
 
 
-def threshold_errors(device: torch.device) -> list[str]:
+def threshold_errors(device: torch.device, form: dict) -> list[str]:
     """A cell whose alpha is exactly the threshold is dead, before and after the update."""
     errors = []
     network = zero_network(16, 16, device)
     state = torch.zeros(1, 16, 1, 5, device=device)
     state[0, :, 0, 2] = 1.0
     state[0, 3, 0, 2] = ALIVE_THRESHOLD
-    if fused_rollout(state, network, steps=1, **STEP).any():
+    if fused_rollout(state, network, steps=1, **form).any():
         errors.append("a cell at the threshold is alive before the update")
     state[0, 3, 0, 2] = 2 * ALIVE_THRESHOLD
     fall = torch.zeros(16, device=device)
     fall[3] = -ALIVE_THRESHOLD
-    if fused_rollout(state, (*network[:3], fall), steps=1, **STEP).any():
+    if fused_rollout(state, (*network[:3], fall), steps=1, **form).any():
         errors.append("a cell at the threshold is alive after the update")
+    state[0, 3, 0, 2] = ALIVE_THRESHOLD
+    if fused_rollout(state, (*network[:3], -fall), steps=1, **form).any():
+        errors.append("a cell at the threshold is alive before an update that raises it")
     return errors
 
 
-def halo_errors(device: torch.device) -> list[str]:
+def border_errors(device: torch.device, form: dict) -> list[str]:
+    """The step hides the only cell of a grid, and would raise the cells beyond its border."""
+    state = torch.ones(1, 16, 1, 1, device=device)
+    w1, b1, w2, b2 = zero_network(16, 16, device)
+    w1[0, 3 * 3] = 1.0
+    w2[3, 0] = -2.0
+    b2[3] = 0.5
+    result = fused_rollout(state, (w1, b1, w2, b2), steps=1, **form)
+    return ["a cell beyond the border keeps its neighbour alive"] if result.any() else []
+
+
+def halo_errors(device: torch.device, form: dict, down: bool = False) -> list[str]:
     """A cell that is dead before the step rises above the threshold and saves its neighbour.
 
-    Cells 5 to 7 of the line are alive before the step, since cell 6 is visible; a tile ends after
-    cell 7. The step makes cell 6 invisible and cell 8 visible, so cell 7 alone survives, and
-    gradients come from it alone.
+    In a line, cells s - 2 to s are alive before the step, since cell s - 1 is visible. The step
+    makes it invisible and cell s + 1 visible, so cell s alone survives, and gradients come from
+    it alone. There is a line, and its mirror image, for several s where tiles begin and end, and
+    lines may go right or down.
     """
     errors = []
-    state = torch.zeros(1, 16, 1, 20, device=device)
-    state[0, 3, 0, 6] = 1.0
-    state[0, 4, 0, 8] = 1.0
+    survivors = (5, 6, 7, 8, 13, 14)
+    lines = [(s, sign) for s in survivors for sign in (1, -1)]
+    state, survivor = torch.zeros(2, len(lines), 16, 20, device=device)
+    for number, (place, sign) in enumerate(lines):
+        state[number, 3, place - sign] = 1.0
+        state[number, 4, place + sign] = 1.0
+        survivor[number, 0, place] = 1.0
     w1, b1, w2, b2 = zero_network(16, 16, device)
     w1[0, 3 * 3] = 1.0
     w2[3, 0] = -1.0
     w1[1, 3 * 4] = 1.0
     w2[3, 1] = 0.5
     b2[0] = 1.0
-    state.requires_grad_()
+    shape = (len(lines), 16, 20, 1) if down else (len(lines), 16, 1, 20)
+    state = state.view(shape).requires_grad_()
     b2.requires_grad_()
-    result = fused_rollout(state, (w1, b1, w2, b2), steps=1, **STEP)
+    result = fused_rollout(state, (w1, b1, w2, b2), steps=1, **form)
     grad_state, grad_b2 = torch.autograd.grad(result.sum(), (state, b2))
-    survivor = torch.zeros_like(result)
-    survivor[0, 0, 0, 7] = 1.0
-    if not torch.equal(result, survivor):
+    if not torch.equal(result, survivor.view(shape)):
         errors.append("another cell than the saved one is alive")
-    if not torch.equal(grad_b2, torch.ones_like(b2)):
+    if not torch.equal(grad_b2, torch.full_like(b2, len(lines))):
         errors.append("the bias feels other cells than the saved one")
-    survivor[0, :, 0, 7] = 1.0
-    if not torch.equal(grad_state, survivor):
+    if not torch.equal(grad_state, survivor.amax(1, keepdim=True).expand(-1, 16, -1).view(shape)):
         errors.append("the state feels other cells than the saved one")
     return errors
 
@@ -87,3 +109,36 @@ def count_errors(device: torch.device) -> list[str]:
     if not torch.equal(grad_b2, torch.full_like(b2, 4.0)):
         errors.append("another number of steps than the device says was differentiated")
     return errors
+
+
+def scale_errors(device: torch.device) -> list[str]:
+    """Single steps of grids that share a program and have gradients of very different size.
+
+    Every cell of the hidden layer is 1, so a weight's gradient is the sum of all gradients; those
+    of the small grid vanish in it, those of the large grid must not.
+    """
+    errors = []
+    w1, b1, w2, b2 = zero_network(16, 16, device)
+    b1 += 1.0
+    leaves = [leaf.requires_grad_() for leaf in (torch.ones(3, 16, 2, 2, device=device), w2)]
+    for sizes in ([2.0**-40, 0.0, 2.0**40], [2.0**40, 0.0, 2.0**-40]):
+        grad = torch.ones(3, 16, 2, 2, device=device)
+        grad *= torch.tensor(sizes, device=device)[:, None, None, None]
+        result = fused_rollout(leaves[0], (w1, b1, leaves[1], b2), steps=1, **STEP)
+        grad_state, grad_w2 = torch.autograd.grad(result, leaves, grad)
+        if not torch.equal(grad_state, grad):
+            errors.append("the state's gradients have other sizes")
+        if not torch.equal(grad_w2, torch.full_like(grad_w2, 4 * 2.0**40)):
+            errors.append("the weights' gradients have another size")
+    return errors
+
+
+def overflow_errors(device: torch.device) -> list[str]:
+    """A weight beyond fp16 makes all gradients of a single step NaN, not some of them."""
+    w1, b1, w2, b2 = zero_network(16, 16, device)
+    w1[0, 0] = -1e6
+    leaves = [torch.ones(1, 16, 2, 2, device=device), w1, b1, w2, b2]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    result = fused_rollout(leaves[0], tuple(leaves[1:]), steps=1, **STEP)
+    grads = torch.autograd.grad(result.sum(), leaves)
+    return [] if all(grad.isnan().all() for grad in grads) else ["a gradient is not NaN"]

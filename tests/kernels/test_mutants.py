@@ -11,15 +11,32 @@ import pytest
 import torch
 
 import fastnca.fused.rollout as rollout
+import fastnca.fused.single as single
 import fastnca.kernels
 from tests.kernels.helpers import Case, make_problem, run_kernels, violations
-from tests.kernels.scenarios import count_errors, halo_errors, threshold_errors
+from tests.kernels.scenarios import (
+    border_errors,
+    count_errors,
+    forms,
+    halo_errors,
+    overflow_errors,
+    scale_errors,
+    threshold_errors,
+)
+
+OVERFLOWS = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 SOURCE = Path(fastnca.kernels.__file__).parent
 
 PROBES = [
     Case(9, 17, precision="fp16"),
     Case(5, 9, pattern="left", rate=0.5, steps=2),
+]
+
+SINGLE_PROBES = [
+    Case(9, 17, precision="fp16", steps=1),
+    Case(17, 9, precision="fp16", pattern="top", steps=1),
+    Case(5, 9, pattern="left", rate=None, steps=1),
 ]
 
 MUTANTS = {
@@ -46,13 +63,13 @@ MUTANTS = {
     ),
     "halo shifted": (
         "perceive.py",
-        "_neighbour(top + CHANNELS, status, 2)",
+        "_neighbour(top + CELL, status, 2)",
         "_neighbour(top, status, 1)",
     ),
     "transposed filters not negated": (
         "perceive.py",
-        "return corners + 2 * (across_x + down_y)",
-        "return -corners - 2 * (across_x + down_y)",
+        "return corners + 2 * (across_x + down_y)\n\n\n@triton.jit\ndef gather",
+        "return -corners - 2 * (across_x + down_y)\n\n\n@triton.jit\ndef gather",
     ),
     "threshold not strict": ("step_forward.py", "(updated > threshold)", "(updated >= threshold)"),
     "cells born that were dead before": (
@@ -74,14 +91,14 @@ MUTANTS = {
     "tiles skipped too eagerly": ("tile.py", "0x3FFC0", "0x0FF00"),
     "gradient through cells that died": ("step_backward.py", "((post & 1) ^ 1)", "(post & 0)"),
     "rectifier not differentiated": (
-        "step_backward.py",
+        "network.py",
         "tl.where(hidden > 0, grad_hidden, 0.0)",
         "grad_hidden",
     ),
     "bias gradient lost": (
-        "step_backward.py",
-        "tl.load(partial_bias2_ptr), 0.0) + grad_bias2)",
-        "tl.load(partial_bias2_ptr), 0.0))",
+        "gradients.py",
+        "tl.sum(grad_bias2, axis=0), later",
+        "tl.sum(grad_bias2, axis=0) * 0, later",
     ),
     "bias gradient of the first layer lost": (
         "gradients.py",
@@ -126,6 +143,129 @@ MUTANTS = {
     ),
 }
 
+SINGLE_MUTANTS = {
+    "mask dropped forward": (
+        "single_forward.py",
+        "delta = tl.where(has(wide, UPDATE), delta, 0.0)",
+        "delta += 0.0",
+    ),
+    "step number ignored": ("single_forward.py", "step + nothing", "nothing"),
+    "threshold not strict before": (
+        "single_forward.py",
+        "gather_bits(alpha > threshold,",
+        "gather_bits(alpha >= threshold,",
+    ),
+    "threshold not strict after": (
+        "single_forward.py",
+        "(alpha > threshold), cells",
+        "(alpha >= threshold), cells",
+    ),
+    "cells born that were dead before": (
+        "single_forward.py",
+        "(test_bits(low, high, cells) & (status >> PRE) & 1) != 0",
+        "test_bits(low, high, cells) != 0",
+    ),
+    "post-update test dropped": (
+        "single_forward.py",
+        "(test_bits(low, high, cells) & (status >> PRE) & 1) != 0",
+        "((status >> PRE) & 1) != 0",
+    ),
+    "dead neighbours ignored": (
+        "single_forward.py",
+        "has(status, INSIDE) & (alpha",
+        "has(status, PRE) & (alpha",
+    ),
+    "cells outside of the grid alive": (
+        "single_forward.py",
+        "has(status, INSIDE) & (alpha",
+        "(status > -1) & (alpha",
+    ),
+    "padding perceived on the right": ("single_forward.py", "(x + 1 < width)", "(x < width)"),
+    "padding perceived below": (
+        "single_forward.py",
+        "(y + 1 < height, columns",
+        "(y < height, columns",
+    ),
+    "ring stored": ("single_forward.py", "| (column == 0) |", "|"),
+    "ring too wide": ("single_forward.py", "(column == RUN - 1)", "(column >= RUN - 2)"),
+    "dead tiles left alone": (
+        "single_forward.py",
+        "offsets, zeros, mask=mask)",
+        "offsets, zeros, mask=mask & (row < 0)[:, None])",
+    ),
+    "fates of dead tiles left alone": (
+        "single_forward.py",
+        "tl.uint8), mask=stored)\n        grid",
+        "tl.uint8), mask=row < 0)\n        grid",
+    ),
+    "fate of the mask lost": ("single_forward.py", "& 1) << UPDATES", "& 1) << 3"),
+    "rows of a tile torn apart": ("bits.py", "(low >> RUN) | (high << (64 - RUN))", "low >> RUN"),
+    "bits not spread to the left": (
+        "bits.py",
+        "low | (low << 1) | (low >> 1)",
+        "low | (low << 1)",
+    ),
+    "gradient through cells that died": (
+        "single_backward.py",
+        "mask=has(fates, SURVIVES), other=0.0",
+        "mask=has(status, 4), other=0.0",
+    ),
+    "mask dropped backward": (
+        "single_backward.py",
+        "grad_delta = tl.where(updating, grad, 0.0)",
+        "grad_delta = grad",
+    ),
+    "mask dropped from the bias": (
+        "single_backward.py",
+        "unscaled = tl.where(updating, grad, 0.0)",
+        "unscaled = grad",
+    ),
+    "sums not brought down": ("single_backward.py", "grad2 *= change", "grad2 *= 1.0"),
+    "scale left in the sums": ("single_backward.py", "grad1 *= inverse", "grad1 *= 1.0"),
+    "scale left in the state": (
+        "single_backward.py",
+        "(grad + grad_identity) * unscale",
+        "grad + grad_identity",
+    ),
+    "Sobel gradients swapped": (
+        "single_backward.py",
+        "scratch_ptr + corner + offsets, grad_x",
+        "scratch_ptr + corner + offsets, grad_y",
+    ),
+    "nothing gathered": ("single_backward.py", "+ received + poison", "+ poison"),
+    "gather shifted": (
+        "perceive.py",
+        "_neighbour(x_top - 1, status, 0)",
+        "_neighbour(x_top, status, 1)",
+    ),
+    "gather not negated": (
+        "perceive.py",
+        "return corners + 2 * (across_x + down_y)\n\n\n@triton.jit\ndef join_features",
+        "return -corners - 2 * (across_x + down_y)\n\n\n@triton.jit\ndef join_features",
+    ),
+    "gradients of dead tiles left alone": (
+        "single_backward.py",
+        "grad_state_ptr + corner + offsets, zeros, mask=mask)",
+        "grad_state_ptr + corner + offsets, zeros, mask=mask & (row < 0)[:, None])",
+    ),
+    "overflow of weights not noted": (
+        "single_backward.py",
+        "wrong = _is_not_finite(weight1) | _is_not_finite(weight2)",
+        "wrong = height * 0",
+    ),
+    "notes not read": (
+        "single_backward.py",
+        'tl.where(tl.max(noted, axis=0) > 0, float("nan"), 0.0)',
+        "0.0",
+    ),
+    "bias of the second layer not read": (
+        "single_forward.py",
+        "mask=channel < CHANNELS, other=0.0)",
+        "mask=channel < 0, other=0.0)",
+    ),
+    "eighth lost": ("weights.py", "tl.where(feature == 0, weight, weight * 0.125)", "weight"),
+}
+
 
 def load_copy(folder: Path) -> ModuleType:
     """Import the kernels in `folder` beside the shipped ones."""
@@ -148,13 +288,21 @@ def copied(tmp_path: Path) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def complaints(folder: Path, device: torch.device, patch: pytest.MonkeyPatch) -> list[str]:
-    """Run the probes on the kernels in `folder` and collect what the comparisons say."""
+def load_patched(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let rollouts and single steps use the kernels in `folder`."""
     module = load_copy(folder)
-    for name in module.__all__:
-        if hasattr(rollout, name):
-            patch.setattr(rollout, name, getattr(module, name))
-    found = threshold_errors(device) + halo_errors(device) + count_errors(device)
+    for user in (rollout, single):
+        for name in module.__all__:
+            if hasattr(user, name):
+                patch.setattr(user, name, getattr(module, name))
+    patch.setattr(single, "_prepared", {})
+
+
+def complaints(folder: Path, device: torch.device, patch: pytest.MonkeyPatch) -> list[str]:
+    """Run the probes of rollouts on the kernels in `folder`; collect what comparisons say."""
+    load_patched(folder, patch)
+    _, form = forms(device)
+    found = threshold_errors(device, form) + halo_errors(device, form) + count_errors(device)
     for case in PROBES:
         if not found:
             problem = make_problem(case)
@@ -162,16 +310,49 @@ def complaints(folder: Path, device: torch.device, patch: pytest.MonkeyPatch) ->
     return found
 
 
+def single_complaints(folder: Path, device: torch.device, patch: pytest.MonkeyPatch) -> list[str]:
+    """Do the same with the probes of single steps."""
+    load_patched(folder, patch)
+    form, _ = forms(device)
+    found = threshold_errors(device, form) + border_errors(device, form)
+    found += halo_errors(device, form) + halo_errors(device, form, down=True)
+    for case in SINGLE_PROBES:
+        if not found:
+            problem = make_problem(case)
+            found += violations(case, problem, run_kernels(case, problem, device))
+    return found or scale_errors(device) + overflow_errors(device)
+
+
 def test_copy_passes(copied: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not complaints(copied, device, monkeypatch)
+
+
+@OVERFLOWS
+def test_single_copy_passes(
+    copied: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not single_complaints(copied, device, monkeypatch)
+
+
+def change(folder: Path, file: str, before: str, after: str) -> None:
+    """Make a deliberate mistake in the kernels in `folder`."""
+    text = (folder / file).read_text()
+    assert text.count(before) == 1
+    (folder / file).write_text(text.replace(before, after))
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutant_is_caught(
     mutant: str, copied: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, before, after = MUTANTS[mutant]
-    text = (copied / file).read_text()
-    assert text.count(before) == 1
-    (copied / file).write_text(text.replace(before, after))
+    change(copied, *MUTANTS[mutant])
     assert complaints(copied, device, monkeypatch)
+
+
+@OVERFLOWS
+@pytest.mark.parametrize("mutant", SINGLE_MUTANTS)
+def test_single_mutant_is_caught(
+    mutant: str, copied: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(copied, *SINGLE_MUTANTS[mutant])
+    assert single_complaints(copied, device, monkeypatch)

@@ -72,9 +72,10 @@ def test_opcheck(tensors, layout: str, keep: bool, device: torch.device) -> None
         opcheck(torch.ops.fastnca.rollout_backward.default, back)
 
 
-def test_any_strides_in_contiguous_out(tensors) -> None:
+@pytest.mark.parametrize("steps", [1, 2])
+def test_any_strides_in_contiguous_out(tensors, steps: int) -> None:
     state, parameters = tensors
-    settings = {"steps": 1, "seed": 3} | SETTINGS
+    settings = {"steps": steps, "seed": 3} | SETTINGS
     plain = fused_rollout(state, parameters, **settings)
     strided = fused_rollout(state.to(memory_format=torch.channels_last), parameters, **settings)
     assert strided.is_contiguous()
@@ -106,39 +107,43 @@ def test_step_counts_share_graphs(device: torch.device) -> None:
     assert len(graphs) <= 2
 
 
-def test_second_derivative_is_refused(tensors) -> None:
+@pytest.mark.parametrize("steps", [1, 2])
+def test_second_derivative_is_refused(tensors, steps: int) -> None:
     state, parameters = tensors
     state = state.requires_grad_()
-    result = fused_rollout(state, parameters, steps=1, seed=3, **SETTINGS)
+    result = fused_rollout(state, parameters, steps=steps, seed=3, **SETTINGS)
     (grad,) = torch.autograd.grad(result.pow(3).sum(), state, create_graph=True)
     with pytest.raises(NotImplementedError, match="second derivatives"):
         (grad.square().sum() + state.square().sum()).backward()
 
 
-def test_forward_mode_is_refused(tensors) -> None:
+@pytest.mark.parametrize("steps", [1, 2])
+def test_forward_mode_is_refused(tensors, steps: int) -> None:
     state, parameters = tensors
 
     def rollout(state: torch.Tensor) -> torch.Tensor:
-        return fused_rollout(state, parameters, steps=1, seed=3, **SETTINGS)
+        return fused_rollout(state, parameters, steps=steps, seed=3, **SETTINGS)
 
     with pytest.raises(NotImplementedError, match="forward-mode"):
         torch.func.jvp(rollout, (state,), (state,))
 
 
-def test_functional_gradient_works(tensors) -> None:
+@pytest.mark.parametrize("steps", [1, 2])
+def test_functional_gradient_works(tensors, steps: int) -> None:
     state, parameters = tensors
 
     def loss(state: torch.Tensor) -> torch.Tensor:
-        return fused_rollout(state, parameters, steps=1, seed=3, **SETTINGS).square().sum()
+        return fused_rollout(state, parameters, steps=steps, seed=3, **SETTINGS).square().sum()
 
     leaf = state.clone().requires_grad_()
     assert torch.equal(torch.func.grad(loss)(state), torch.autograd.grad(loss(leaf), leaf)[0])
 
 
-def test_unneeded_gradients_are_none(tensors) -> None:
+@pytest.mark.parametrize("steps", [1, 2])
+def test_unneeded_gradients_are_none(tensors, steps: int) -> None:
     state, parameters = tensors
     bias = parameters[3].clone().requires_grad_()
-    fused_rollout(state, (*parameters[:3], bias), steps=1, seed=3, **SETTINGS).sum().backward()
+    fused_rollout(state, (*parameters[:3], bias), steps=steps, seed=3, **SETTINGS).sum().backward()
     assert bias.grad is not None
     assert state.grad is None
 

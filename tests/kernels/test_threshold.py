@@ -6,15 +6,26 @@ import torch.nn.functional as F
 from fastnca.fused import fused_rollout
 from fastnca.states import ALIVE_THRESHOLD
 from tests.kernels.helpers import Case, draw
-from tests.kernels.scenarios import STEP, halo_errors, threshold_errors, zero_network
+from tests.kernels.scenarios import (
+    STEP,
+    border_errors,
+    forms,
+    halo_errors,
+    threshold_errors,
+    zero_network,
+)
 
 
 def test_threshold_is_strict(device: torch.device) -> None:
-    assert not threshold_errors(device)
+    for form in forms(device):
+        assert not threshold_errors(device, form)
+        assert not border_errors(device, form)
 
 
 def test_dead_neighbour_keeps_a_cell_alive(device: torch.device) -> None:
-    assert not halo_errors(device)
+    for form in forms(device):
+        assert not halo_errors(device, form)
+        assert not halo_errors(device, form, down=True)
 
 
 def test_next_number_above_the_threshold_is_alive(device: torch.device) -> None:
@@ -33,10 +44,11 @@ def test_flipped_cells_lie_within_rounding_of_the_threshold(device: torch.device
     exact = model._step(state.double(), 1.0)
     updated = state.double() + model.update_net(model.perception(state.double()))
     parameters = tuple(p.detach().float().to(device) for p in model.update_net.parameters())
-    result = fused_rollout(state.to(device), parameters, steps=1, **STEP).cpu()
-    flipped = (result != 0).any(1) != (exact != 0).any(1)
     before = F.max_pool2d(state[:, 3:4].double(), 3, stride=1, padding=1)[:, 0]
     after = F.max_pool2d(updated[:, 3:4], 3, stride=1, padding=1)[:, 0]
     distance = torch.minimum((before - ALIVE_THRESHOLD).abs(), (after - ALIVE_THRESHOLD).abs())
-    assert (distance[flipped] < 2e-3).all()
-    assert flipped.float().mean() < 0.01
+    for form in forms(device):
+        result = fused_rollout(state.to(device), parameters, steps=1, **form).cpu()
+        flipped = (result != 0).any(1) != (exact != 0).any(1)
+        assert (distance[flipped] < 2e-3).all()
+        assert flipped.float().mean() < 0.01
