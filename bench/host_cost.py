@@ -4,8 +4,15 @@
 
 Every launch of a compiled kernel is replaced by one that only reads the addresses of its tensors,
 so what is timed is Python, torch's dispatcher, its autograd and its allocator (of the CPU), not
-Triton's C launcher and not the driver. On a GPU `bash bench/gpu.sh OUTDIR timing` measures all of
+Triton's launcher and not the driver. On a GPU `bash bench/gpu.sh OUTDIR timing` measures all of
 it. Costs are medians of single calls in microseconds.
+
+The stand-in takes the place of what `CompiledKernel.__getitem__` returns. It visits every argument
+in Python, which takes about as long as the C launcher does for the same arguments; of the Python
+around the C launcher, one query of device and stream, nothing is counted.
+
+"step backward" enters and leaves autograd for a single step. "each step of a loop" is what another
+`state = model(state)` costs in a loop of many, and what it adds to the way back.
 """
 
 import argparse
@@ -115,10 +122,27 @@ def measure(repeats: int) -> dict[str, float]:
     results.extend(step() for _ in range(repeats + 51))
     found["step backward"] = microseconds(backward, repeats)
     found["step backward, launches"] = launches_of(backward)
-    few, many = microseconds(lambda: rollout(8), repeats // 10), 0.0
-    many = microseconds(lambda: rollout(72), repeats // 10)
-    found["each further step of a rollout"] = (many - few) / 64
+
+    def loop(steps: int) -> Tensor:
+        state = leaf
+        for _ in range(steps):
+            state = model(state)
+        return state
+
+    def whole(steps: int) -> None:
+        loop(steps).backward(weight)
+
+    forward = each_further(loop, repeats // 10)
+    found["each step of a loop, forward"] = forward
+    found["each step of a loop, backward"] = each_further(whole, repeats // 10) - forward
+    found["each further step of a rollout"] = each_further(rollout, repeats // 10)
     return found
+
+
+def each_further(run: Callable[[int], Any], repeats: int) -> float:
+    """Return what another step costs in a run of many, by the difference of 72 and 8 steps."""
+    few = microseconds(lambda: run(8), repeats)
+    return (microseconds(lambda: run(72), repeats) - few) / 64
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -56,13 +56,13 @@ def halo_errors(device: torch.device, form: dict, down: bool = False) -> list[st
 
     In a line, cells s - 2 to s are alive before the step, since cell s - 1 is visible. The step
     makes it invisible and cell s + 1 visible, so cell s alone survives, and gradients come from
-    it alone. There is a line, and its mirror image, for several s where tiles begin and end, and
-    lines may go right or down.
+    it alone. There are lines, or mirror images of them, for several s where tiles begin and end;
+    they go right or down.
     """
     errors = []
-    survivors = (5, 6, 7, 8, 13, 14)
-    lines = [(s, sign) for s in survivors for sign in (1, -1)]
-    state, survivor = torch.zeros(2, len(lines), 16, 20, device=device)
+    length = 18 if down else 10
+    lines = [(13, 1), (14, -1), (15, 1)] if down else [(5, 1), (5, -1), (6, -1), (7, 1)]
+    state, survivor = torch.zeros(2, len(lines), 16, length, device=device)
     for number, (place, sign) in enumerate(lines):
         state[number, 3, place - sign] = 1.0
         state[number, 4, place + sign] = 1.0
@@ -73,7 +73,7 @@ def halo_errors(device: torch.device, form: dict, down: bool = False) -> list[st
     w1[1, 3 * 4] = 1.0
     w2[3, 1] = 0.5
     b2[0] = 1.0
-    shape = (len(lines), 16, 20, 1) if down else (len(lines), 16, 1, 20)
+    shape = (len(lines), 16, length, 1) if down else (len(lines), 16, 1, length)
     state = state.view(shape).requires_grad_()
     b2.requires_grad_()
     result = fused_rollout(state, (w1, b1, w2, b2), steps=1, **form)
