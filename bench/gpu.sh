@@ -13,7 +13,7 @@
 #   operators    opcheck, autograd, refusals        compile      torch.compile, one graph
 #   gpu          the threshold, wide numbers        training     500 iterations, 3 seeds
 #   race         250 repetitions, same bits         host         host cost without launches
-#   mutants      every deliberate mistake is seen
+#   mutants      every deliberate mistake is seen   single       single steps, as parity
 #   timing       kernels, iterations, memory, host cost; eager and compiled beside them; the
 #                trainer's iteration, one graph, beside its rollout alone
 #   bench        the quick benchmark
@@ -31,8 +31,8 @@ python=${PYTHON:-python3}
 limit=${LIMIT:-540}
 parts=("$@")
 if [ ${#parts[@]} -eq 0 ]; then
-  parts=(info report parity gradients operators gpu mutants race determinism offsets graph persistent
-    compile training host timing bench)
+  parts=(info report parity single gradients operators gpu mutants race determinism offsets graph
+    persistent compile training host timing bench)
 fi
 
 tests() { # NAME FILE EXPRESSION
@@ -47,6 +47,7 @@ run_part() {
       ;;
     report) "$python" -m bench.kernel_report --large --json "$out/kernels.json" ;;
     parity) tests parity tests/kernels/test_rollout.py "" ;;
+    single) tests single tests/kernels/test_single.py "" ;;
     gradients) tests gradients tests/kernels/test_gpu.py test_parity ;;
     mutants) tests mutants tests/kernels/test_mutants.py "" ;;
     operators) tests operators tests/kernels/test_operators.py "" ;;

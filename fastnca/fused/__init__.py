@@ -10,6 +10,7 @@
     workspace.py   the memory of a rollout, and those loops captured in it as CUDA graphs
     graphs.py      which workspace a rollout gets
     eager.py       the autograd node that launches kernels
+    single.py      the same for a single step, whose host cost counts
     operators.py   the torch operators and their fake implementations
     autograd.py    the autograd node of the operators, and the choice between the two
 

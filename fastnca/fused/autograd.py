@@ -1,8 +1,10 @@
-"""A rollout on the fused kernels as one autograd node; the choice between its two forms.
+"""A rollout on the fused kernels as one autograd node; the choice between its forms.
 
-Eagerly, `eager.py` launches the kernels itself. Where something else looks on, `torch.compile`, a
-transform of `torch.func`, a dispatch mode or a subclass of tensors, the rollout is the operators
-`fastnca::rollout_forward` and `fastnca::rollout_backward`. Both give the same bits.
+Eagerly, `eager.py` launches the kernels itself, or `single.py` those of a single step. Where
+something else looks on, `torch.compile`, a transform of `torch.func`, a dispatch mode or a
+subclass of tensors, the rollout is the operators `fastnca::rollout_forward` and
+`fastnca::rollout_backward`. All give the same bits, but for the gradients of a single step with
+16-bit operands, which are rounded once less in `single.py`.
 """
 
 import sys

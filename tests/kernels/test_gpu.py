@@ -57,8 +57,11 @@ def gradients(
 
 @pytest.mark.parametrize("case", BFLOAT_CASES + LARGE_CASES, ids=str)
 def test_parity(case: Case) -> None:
-    problem = make_problem(case)
-    assert not violations(case, problem, run_kernels(case, problem, torch.device("cuda")))
+    """A case of one step is taken as a single step and as a rollout."""
+    problem, device = make_problem(case), torch.device("cuda")
+    for rollout in (False, True):
+        found = run_kernels(case, problem, device, rollout=rollout)
+        assert not violations(case, problem, found)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +76,28 @@ def test_race_250_repetitions_give_the_same_bits(batch: int, options: dict) -> N
     for _ in range(250):
         again = gradients(state, parameters, 8, seed=1, **options)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_race_single_steps_give_the_same_bits() -> None:
+    state, parameters = make_tensors(60, 64)
+    first = gradients(state, parameters, 1, seed=1)
+    for _ in range(250):
+        again = gradients(state, parameters, 1, seed=1)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("size", [5, 63, 64, 130])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "ieee"])
+def test_single_step_is_a_rollout_of_one_step(size: int, precision: str) -> None:
+    state, parameters = make_tensors(8, size)
+    leaf = state.clone().requires_grad_()
+    settings = {"steps": 1, "seed": 3, "first_step": 0, "update_rate": 0.5, "precision": precision}
+    single = fused_rollout(leaf, parameters, **settings)
+    rollout = fused_rollout(leaf, parameters, count=torch.tensor(1, device="cuda"), **settings)
+    assert torch.equal(single, rollout)
+    weight = torch.randn_like(state)
+    found, expected = (torch.autograd.grad(r, leaf, weight)[0] for r in (single, rollout))
+    assert (found - expected).abs().max() <= 2e-2 * expected.abs().max()
 
 
 def test_determinism_across_checkpoints() -> None:
@@ -93,26 +118,29 @@ def test_offsets_beyond_2_to_the_31() -> None:
     _, parameters = make_tensors(1, 8)
     settings = {"steps": 1, "seed": None, "first_step": 0, "update_rate": 0.5}
     state = torch.rand(33_000, 16, 64, 64, device="cuda")
-    whole = fused_rollout(state, parameters, precision="fp16", **settings)
-    for part in (slice(0, 16_500), slice(16_500, 33_000)):
-        half = fused_rollout(state[part], parameters, precision="fp16", **settings)
-        assert torch.equal(whole[part], half)
+    for count in (None, torch.tensor(1, device="cuda")):  # a single step, and a rollout
+        whole = fused_rollout(state, parameters, precision="fp16", count=count, **settings)
+        for part in (slice(0, 16_500), slice(16_500, 33_000)):
+            half = fused_rollout(state[part], parameters, precision="fp16", **settings)
+            assert torch.equal(whole[part], half)
+        del whole, half
 
 
-def test_graph_capture_and_replay() -> None:
+@pytest.mark.parametrize("steps", [1, 8])
+def test_graph_capture_and_replay(steps: int) -> None:
     state, parameters = make_tensors(4, 64)
     seed = torch.tensor(5, device="cuda")
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        gradients(state, parameters, 8, seed)
+        gradients(state, parameters, steps, seed)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = gradients(state, parameters, 8, seed)
+        captured = gradients(state, parameters, steps, seed)
     for value in (5, 6, 7):
         seed.fill_(value)
         graph.replay()
-        plain = gradients(state, parameters, 8, value)
+        plain = gradients(state, parameters, steps, value)
         assert all(torch.equal(a, b) for a, b in zip(captured, plain, strict=True))
 
 
