@@ -11,6 +11,9 @@ The stand-in takes the place of what `CompiledKernel.__getitem__` returns. It vi
 in Python, which takes about as long as the C launcher does for the same arguments; of the Python
 around the C launcher, one query of device and stream, nothing is counted.
 
+No kernel writes the gradients, so they hold what the memory held, often denormal numbers, which a
+CPU adds to a parameter's gradient twenty times slower than others: denormals count as zero here.
+
 "step backward" enters and leaves autograd for a single step. "each step of a loop" is what another
 `state = model(state)` costs in a loop of many, and what it adds to the way back.
 """
@@ -67,6 +70,7 @@ def without_kernels() -> None:
     launch._compiled = _NoKernels()
     support._device_reasons = lambda device, interpreted: ()
     torch.cuda.get_device_capability = lambda device=None: (9, 0)
+    torch.set_flush_denormal(True)
 
 
 def microseconds(call: Callable[[], Any], repeats: int) -> float:
