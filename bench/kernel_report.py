@@ -28,7 +28,7 @@ from fastnca.fused.support import size_reasons
 from fastnca.kernels import DTYPES, OPERAND_DTYPES, SINGLE_NETWORK, choose_launch
 from fastnca.kernels.gradients import BLOCK, FILL_BLOCK, ROWS
 from fastnca.kernels.launch import OPTIONS, RUN_CELLS
-from fastnca.kernels.single_backward import TALL, WIDE
+from fastnca.kernels.single_backward_end import TALL, WIDE
 from fastnca.kernels.weights import PACK_BLOCK
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
@@ -132,15 +132,15 @@ def variants(target: str, large: bool = False) -> Iterator[Variant]:
     reduced = {**sizes, "CHECKED": True, "ROWS": ROWS, "BLOCK": BLOCK}
     yield Variant("reduce_gradients", "fp16-c16-h128", "gradients", reduced, half, 4)
     ended = {**reduced, "PADDED": 16, "TALL": TALL, "WIDE": WIDE}
-    yield Variant("single_backward_end", "fp16-c16-h128", "single_backward", ended, half, 4)
+    yield Variant("single_backward_end", "fp16-c16-h128", "single_backward_end", ended, half, 4)
     yield Variant("poison", "fp32", "gradients", {"BLOCK": FILL_BLOCK}, half, 4)
 
 
 def _single_variants(sizes: list[tuple[int, int, str]], capability: int) -> Iterator[Variant]:
     """Yield the kernels of a single step, but for the last one, for networks that have them."""
-    for channels, hidden, precision in [*sizes, (32, 64, "fp16")]:
+    for channels, hidden, precision in sizes:
         operand = OPERAND_DTYPES[precision]
-        too_large = channels * hidden > SINGLE_NETWORK
+        too_large = channels > SINGLE_NETWORK[0] or hidden > SINGLE_NETWORK[1]
         if too_large or size_reasons(precision, channels, hidden, capability):
             continue
         sized = {"CHANNELS": channels, "PADDED": channels, "HIDDEN": hidden}

@@ -11,7 +11,7 @@ from torch import Tensor
 RUN_CELLS = 8
 FLAG_MARGIN = 2
 TILE_ROWS = 16  # the tallest tile; planes of flags have room for whole tiles
-SINGLE_NETWORK = 16 * 128  # channels times hidden units; single steps of larger ones would spill
+SINGLE_NETWORK = 16, 128  # padded channels and hidden units of the largest that suits single steps
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
 INTERPRETED_PROGRAMS = 2  # more than one, so that the loop over tiles is exercised
 
@@ -59,8 +59,7 @@ def choose_launch(
     Tiles are as tall as the registers allow (`python -m bench.kernel_report`): with `wgmma`, from
     compute capability 9 on, an MMA of 128 cells by 128 hidden units fits; before that, and with
     larger weights, half of it, or a quarter backward; float32 products run without tensor cores, on
-    32 cells. The kernels of a single step, which load numbers one by one, fit only 16 channels
-    into the tallest tiles. Programs that stay resident take half a tile too, of which more can be
+    32 cells. Programs that stay resident take half a tile too, of which more can be
     shared out in every step.
 
     Args:
@@ -75,8 +74,6 @@ def choose_launch(
         The configuration.
     """
     tall = capability >= 9 and channels * hidden <= 16 * 128
-    if direction.startswith("single"):
-        tall &= channels == 16
     if dtype == torch.float32:
         height, warps = (4, 4) if direction.endswith("backward") else (4, 8)
     elif direction == "persistent":

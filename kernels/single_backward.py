@@ -7,29 +7,20 @@ import triton
 import triton.language as tl
 
 from .alive import RUN, has
-from .gradients import (
-    BLOCK,
-    INTERPRETED_BLOCK,
-    ROWS,
-    add_rows,
-    store_sums,
-    unpack_gradients,
-)
+from .gradients import BLOCK, INTERPRETED_BLOCK, ROWS, store_sums
 from .launch import Launch, LaunchConfig, count_tiles
 from .network import differentiate_network
-from .perceive import gather_gradient, join_features, perceive, split_features
+from .perceive import join_features, perceive, split_features
 from .scale import FEWEST, LARGEST, power_of_two, scale_exponent
+from .single_backward_end import TALL, WIDE, _single_backward_end_kernel, count_rectangles
 from .single_forward import SURVIVES, UPDATES, neighbours_inside, of_channels
 from .tile import advance, cells_of, first_cell, locate
-from .weights import DTYPES, padded_channels, padded_hidden, read_weights, sums_size
+from .weights import DTYPES, find_overflow, padded_channels, padded_hidden, read_weights, sums_size
 
 USERS = ["state_ptr", "grad_ptr", "w1_ptr", "b1_ptr", "w2_ptr"]
 
-NOTES = tl.constexpr(256)
-"""Notes of overflow that are read at once; most devices have fewer programs."""
-
-TALL, WIDE = 8, 64
-"""Rows and columns of one channel that a program gathers."""
+CHECK_BLOCK = tl.constexpr(1024)
+"""Weights that are looked at together for overflow."""
 
 
 @triton.jit
@@ -70,14 +61,23 @@ def _single_backward_kernel(
 
     With fp16 operands a tile is multiplied by the power of two that suits its largest gradient,
     but not by more than the tiles before it, whose sums are brought down to it. Everything is
-    divided by it again where it is stored. If a value overflowed, it has become infinite or NaN
-    in a sum or in a gradient; the program notes that beside its row of sums.
+    divided by it again where it is stored.
+
+    Two notes of a program stand beside the rows of sums: 1 if a weight, of those that it looks
+    at, overflows as an operand; and 1 if gradients went through it, 2 if what it added up or what
+    came in is not finite. Whatever else overflows ends as infinity or NaN in a sum.
     """
     cells: tl.constexpr = HEIGHT * RUN
-    features: tl.constexpr = 4 * PADDED
+    size: tl.constexpr = 5 * PADDED * HIDDEN + PADDED
     weight1, weight2 = read_weights(w1_ptr, b1_ptr, w2_ptr, CHANNELS, hidden, PADDED, HIDDEN, DTYPE)
-    wrong = _is_not_finite(weight1) | _is_not_finite(weight2)
-    grad1 = tl.zeros((HIDDEN, features), tl.float32)
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    if SCALED:
+        wrong = find_overflow(
+            w1_ptr, b1_ptr, w2_ptr, CHANNELS, hidden, program, programs, CHECK_BLOCK, DTYPE
+        )
+        notes_ptr = scratch_ptr + 2 * numbers + programs.to(tl.int64) * size
+        tl.store(notes_ptr + program, wrong.to(tl.float32))
+    grad1 = tl.zeros((HIDDEN, 4 * PADDED), tl.float32)
     grad2 = tl.zeros((HIDDEN, PADDED), tl.float32)
     grad_bias2 = tl.zeros((cells // 2, PADDED), tl.float32)
     exponent = LARGEST + height * 0
@@ -87,7 +87,6 @@ def _single_backward_kernel(
     local = row * width + column
     plane = height.to(tl.int64) * width
     runs, strips = tl.cdiv(width, RUN), tl.cdiv(height, HEIGHT)
-    program, programs = tl.program_id(0), tl.num_programs(0)
     grid, strip, run = locate(program, runs, strips)
     step_grid, step_strip, step_run = locate(programs, runs, strips)
     for _ in tl.range(program, tiles, programs, disable_licm=True):
@@ -109,8 +108,8 @@ def _single_backward_kernel(
             grad_bias2 += tl.sum(tl.reshape(unscaled, (2, cells // 2, PADDED)), axis=0)
             unscale = 1.0
             if SCALED:
-                sizes = tl.where(tl.abs(grad) < float("inf"), tl.abs(grad), float("inf"))
-                largest = tl.max(tl.max(sizes, axis=1), axis=0)
+                bits = grad.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+                largest = tl.max(tl.max(bits, axis=1), axis=0).to(tl.float32, bitcast=True)
                 before = exponent
                 exponent = tl.minimum(exponent, scale_exponent(largest))
                 grad *= power_of_two(exponent)
@@ -136,93 +135,18 @@ def _single_backward_kernel(
             tl.store(scratch_ptr + numbers + corner + offsets, zeros, mask=mask)
         grid, strip, run = advance(grid, strip, run, step_grid, step_strip, step_run, runs, strips)
 
-    size: tl.constexpr = (features + PADDED) * HIDDEN + PADDED
     sums_ptr = scratch_ptr + 2 * numbers
     if SCALED:
         inverse = power_of_two(2 * 127 - exponent)
         grad1 *= inverse
         grad2 *= inverse
-        wrong &= (exponent < LARGEST).to(tl.int32)
-        wrong |= _is_not_finite(grad1) | _is_not_finite(grad2) | _is_not_finite(grad_bias2)
+        wrong = _is_not_finite(grad1) | _is_not_finite(grad2) | _is_not_finite(grad_bias2)
         wrong |= (exponent < FEWEST).to(tl.int32)
-        tl.store(sums_ptr + programs.to(tl.int64) * size + program, wrong.to(tl.float32))
+        note = wrong + (exponent < LARGEST).to(tl.int32)
+        notes_ptr = sums_ptr + programs.to(tl.int64) * size + programs
+        tl.store(notes_ptr + program, note.to(tl.float32))
     row_ptr = sums_ptr + program.to(tl.int64) * size
     store_sums(row_ptr, grad1, grad2, grad_bias2, False, PADDED, HIDDEN, False)
-
-
-@triton.jit(do_not_specialize=["blocks", "rows", "height", "width", "hidden", "numbers"])
-def _single_backward_end_kernel(
-    scratch_ptr,
-    grad_state_ptr,
-    grad_w1_ptr,
-    grad_b1_ptr,
-    grad_w2_ptr,
-    grad_b2_ptr,
-    blocks,
-    rows,
-    height,
-    width,
-    hidden,
-    numbers: tl.int64,
-    CHANNELS: tl.constexpr,
-    PADDED: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    CHECKED: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TALL: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """Add up the sums of all programs, and gather what reached the Sobel features (equation 12).
-
-    The first `blocks` programs add up one block of the sums each, in a fixed order, the others
-    gather one rectangle of one channel. If a program of the launch before noted an overflow, all
-    of them store NaN, so that no partial gradient passes for a whole one.
-    """
-    size: tl.constexpr = 5 * PADDED * HIDDEN + PADDED
-    rows_ptr = scratch_ptr + 2 * numbers
-    poison = 0.0
-    if CHECKED:
-        note = tl.arange(0, NOTES)
-        notes_ptr = rows_ptr + rows.to(tl.int64) * size
-        noted = tl.zeros((NOTES,), tl.float32)
-        for first in tl.range(0, rows, NOTES):
-            noted += tl.load(notes_ptr + first + note, mask=first + note < rows, other=0.0)
-        poison = tl.where(tl.max(noted, axis=0) > 0, float("nan"), 0.0)
-    program = tl.program_id(0)
-    if program < blocks:
-        index = program * BLOCK + tl.arange(0, BLOCK)
-        total = add_rows(rows_ptr, rows, index, size, ROWS) + poison
-        unpack_gradients(
-            total,
-            index,
-            grad_w1_ptr,
-            grad_b1_ptr,
-            grad_w2_ptr,
-            grad_b2_ptr,
-            scratch_ptr,
-            CHANNELS,
-            hidden,
-            PADDED,
-            HIDDEN,
-            False,
-        )
-    else:
-        tile = program - blocks
-        plane = tile // (tl.cdiv(width, WIDE) * tl.cdiv(height, TALL))
-        tile -= plane * (tl.cdiv(width, WIDE) * tl.cdiv(height, TALL))
-        y0 = tile // tl.cdiv(width, WIDE) * TALL
-        x0 = tile % tl.cdiv(width, WIDE) * WIDE
-        y, x = (y0 + tl.arange(0, TALL))[:, None], (x0 + tl.arange(0, WIDE))[None, :]
-        cell = first_cell(plane, y0, x0, height, width)
-        local = tl.arange(0, TALL)[:, None] * width + tl.arange(0, WIDE)[None, :]
-        status = neighbours_inside(y, x, height, width)
-        received = gather_gradient(
-            scratch_ptr + cell + local, scratch_ptr + numbers + cell + local, width, status
-        )
-        target_ptr = grad_state_ptr + cell + local
-        grad = tl.load(target_ptr, mask=has(status, 4), other=0.0) + received + poison
-        tl.store(target_ptr, grad, mask=has(status, 4))
 
 
 @dataclass(frozen=True)
@@ -292,9 +216,4 @@ def prepare_backward(
         )
         for number in (blocks + rectangles, blocks)
     )
-    return SingleBackward(first, last, sums, 2 * numbers + programs * (row + 1))
-
-
-def count_rectangles(planes: int, height: int, width: int) -> int:
-    """Return the number of rectangles in which the gradient of a state is gathered."""
-    return planes * -(-height // TALL) * -(-width // WIDE)
+    return SingleBackward(first, last, sums, 2 * numbers + programs * (row + 2))

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .alive import INSIDE, PRE, RUN, UPDATE, has
+from .alive import INSIDE, PRE, RUN, UPDATE, has, unite
 from .bits import dilate_bits, gather_bits, test_bits
 from .launch import RUN_CELLS, Launch, LaunchConfig, Rule
 from .mask import draw_update
@@ -123,7 +123,7 @@ def _single_forward_kernel(
             if RANDOM:
                 update = draw_update(cell + local, seed, step, update_limit)
                 drawn = update.to(tl.int32) << UPDATE
-            status |= drawn
+            status = unite(status, drawn)
             wide = of_channels(status, CHANNELS, PADDED)
             identity, sobel_x, sobel_y = perceive(state_ptr + corner + offsets, width, wide, 1)
             perceived = join_features(identity, sobel_x, sobel_y, DTYPE)

@@ -134,6 +134,36 @@ def read_weights(
     return weight1, weight2
 
 
+@triton.jit
+def _overflows(weight, DTYPE: tl.constexpr):
+    """Tell which weights are not finite as operands, 0 or 1."""
+    return tl.where(tl.abs(weight.to(DTYPE).to(tl.float32)) < float("inf"), 0, 1)
+
+
+@triton.jit
+def find_overflow(
+    w1_ptr,
+    b1_ptr,
+    w2_ptr,
+    channels,
+    hidden,
+    program,
+    programs,
+    BLOCK: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Tell whether a weight overflows as an operand, 0 or 1; programs share the weights out."""
+    wrong = tl.zeros((BLOCK,), tl.int32)
+    for block in tl.range(program, tl.cdiv(3 * channels * hidden, BLOCK), programs):
+        index = block * BLOCK + tl.arange(0, BLOCK)
+        weight = tl.load(w1_ptr + index, mask=index < 3 * channels * hidden, other=0.0)
+        wrong |= _overflows(tl.where(index % 3 == 0, weight, weight * 0.125), DTYPE)
+        bias = tl.load(b1_ptr + index, mask=index < hidden, other=0.0)
+        weight = tl.load(w2_ptr + index, mask=index < channels * hidden, other=0.0)
+        wrong |= _overflows(bias, DTYPE) | _overflows(weight, DTYPE)
+    return tl.max(wrong, axis=0)
+
+
 @triton.jit(do_not_specialize=["seed", "first_step", "steps", "words", "channels", "hidden"])
 def _pack_weights_kernel(
     w1_ptr,

@@ -38,7 +38,7 @@ MOST_TILES = 1 << 30
 MOST_NUMBERS = 1 << 30
 """In one grid of a state; offsets within a grid are 32-bit."""
 
-MOST_CELLS = {16: 1 << 60, 8: 1 << 17, 4: 1 << 13}
+MOST_CELLS = {16: 1 << 60, 8: 1 << 17, 4: 1 << 11}
 """By rows of a tile. Tiles overlap by a ring of one cell, so tiles of 16 rows compute each cell
 1.5 times, less than the launches they replace; lower tiles up to 2.7 times, which pays while the
 device is not full."""
@@ -79,7 +79,8 @@ class Prepared:
         tiles = single_tiles(batch, height, width, config.tile_height)
         rectangles = count_rectangles(batch * channels, height, width)
         self.suits = (
-            wide * tall <= SINGLE_NETWORK
+            wide <= SINGLE_NETWORK[0]
+            and tall <= SINGLE_NETWORK[1]
             and batch * height * width <= MOST_CELLS[config.tile_height]
             and channels * height * width <= MOST_NUMBERS
             and 0 < max(tiles, rectangles) <= MOST_TILES
@@ -132,7 +133,7 @@ def single_step(
     """
     w1, b1, w2, b2 = parameters
     device, dtype = state.device, torch.float32
-    key = (state.shape, w2.shape, device, type(seed), update_rate, precision)
+    key = (state.shape, b1.numel(), device, type(seed), update_rate, precision)
     prepared = _prepared.get(key)
     if not (
         prepared is not None

@@ -232,7 +232,7 @@ SINGLE_MUTANTS = {
         "scratch_ptr + corner + offsets, grad_x",
         "scratch_ptr + corner + offsets, grad_y",
     ),
-    "nothing gathered": ("single_backward.py", "+ received + poison", "+ poison"),
+    "nothing gathered": ("single_backward_end.py", "+ received + poison", "+ poison"),
     "gather shifted": (
         "perceive.py",
         "_neighbour(x_top - 1, status, 0)",
@@ -250,12 +250,12 @@ SINGLE_MUTANTS = {
     ),
     "overflow of weights not noted": (
         "single_backward.py",
-        "wrong = _is_not_finite(weight1) | _is_not_finite(weight2)",
-        "wrong = height * 0",
+        "tl.store(notes_ptr + program, wrong.to(tl.float32))",
+        "tl.store(notes_ptr + program, 0.0)",
     ),
     "notes not read": (
-        "single_backward.py",
-        'tl.where(tl.max(noted, axis=0) > 0, float("nan"), 0.0)',
+        "single_backward_end.py",
+        'tl.where(wrong, float("nan"), 0.0)',
         "0.0",
     ),
     "bias of the second layer not read": (

@@ -142,6 +142,7 @@ def test_grids_with_gradients_of_any_size(device: torch.device) -> None:
     assert not scale_errors(device)
 
 
+@OVERFLOWS
 def test_dead_grids_hide_large_weights(tensors) -> None:
     state, w1, b1, w2, b2, grad = tensors
     state[:, 3] = -1.0
