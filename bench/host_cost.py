@@ -11,6 +11,8 @@ The stand-in takes the place of what `CompiledKernel.__getitem__` returns. It vi
 in Python, which takes about as long as the C launcher does for the same arguments; of the Python
 around the C launcher, one query of device and stream, nothing is counted.
 
+The fixed filters are compared once, as on a GPU, not in every call, as on a CPU.
+
 No kernel writes the gradients, so they hold what the memory held, often denormal numbers, which a
 CPU adds to a parameter's gradient twenty times slower than others: denormals count as zero here.
 
@@ -30,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import fastnca.support
 from fastnca import NeuralCA, create_seed
 from fastnca.fused import support
 from fastnca.fused.eager import GRAPHS
@@ -69,6 +72,7 @@ def without_kernels() -> None:
     """Let the fused path run on a CPU, with kernels that do nothing."""
     launch._compiled = _NoKernels()
     support._device_reasons = lambda device, interpreted: ()
+    fastnca.support._waits = lambda filters: True
     torch.cuda.get_device_capability = lambda device=None: (9, 0)
     torch.set_flush_denormal(True)
 

@@ -28,17 +28,19 @@ def check_state(state: Tensor, num_channels: int, like: Tensor) -> None:
     """
     if not isinstance(state, Tensor):
         raise TypeError(f"state must be a torch.Tensor, got {type(state).__name__}")
-    if state.dim() != 4:
+    shape = state.shape
+    if len(shape) != 4:
         raise ValueError(
             f"state must have shape [batch, {num_channels}, height, width], got "
-            f"{list(state.shape)}; add a batch axis with state[None] if it is a single state"
+            f"{list(shape)}; add a batch axis with state[None] if it is a single state"
         )
-    if state.shape[1] != num_channels:
+    _, channels, height, width = shape
+    if channels != num_channels:
         raise ValueError(
-            f"state must have {num_channels} channels to match the model, got {state.shape[1]}"
+            f"state must have {num_channels} channels to match the model, got {channels}"
         )
-    if state.shape[2] == 0 or state.shape[3] == 0:
-        raise ValueError(f"the grid must have at least one cell, got {list(state.shape[2:])}")
+    if height == 0 or width == 0:
+        raise ValueError(f"the grid must have at least one cell, got {list(shape[2:])}")
     if state.device != like.device:
         raise ValueError(
             f"state is on {state.device} and the model on {like.device}; move one with .to()"

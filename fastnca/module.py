@@ -250,13 +250,19 @@ class NeuralCA(reference.NeuralCA):
 
     def _check(self, state: Tensor, update_rate: float, single: bool = False) -> str:
         """Check the arguments of a call, a single step or not; return who computes it."""
-        check_state(state, self.num_channels, self.perception.filters)
+        perception = cast(nn.Module, self._modules["perception"])
+        filters = perception._parameters.get("filters")  # a shorter way than the attribute's
+        check_state(
+            state, self.num_channels, self.perception.filters if filters is None else filters
+        )
         check_update_rate(update_rate)
         small = single and state.numel() < _FEWEST_CELLS * self.num_channels
         return choose_backend(self, self.backend, self.precision, state, small)
 
     def overridden(self) -> list[str]:
         """Name the parts of the step that a subclass defines anew; then only they may be used."""
+        if type(self) is NeuralCA:
+            return []
         names = ("forward", "get_alive_mask", "_step")
         return [name for name in names if getattr(type(self), name) is not getattr(NeuralCA, name)]
 
@@ -291,9 +297,8 @@ class NeuralCA(reference.NeuralCA):
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return weight and bias of both convolutions."""
-        first, _, last = cast(nn.Module, self._modules["update_net"])._modules.values()
-        found = [cast(nn.Module, layer)._parameters for layer in (first, last)]
-        return cast(
-            tuple[Tensor, Tensor, Tensor, Tensor],
-            tuple(parameters[name] for parameters in found for name in ("weight", "bias")),
-        )
+        network = cast(nn.Module, self._modules["update_net"])
+        layer1, _, layer2 = cast(list[nn.Module], network._modules.values())
+        first = cast(dict[str, Tensor], layer1._parameters)
+        last = cast(dict[str, Tensor], layer2._parameters)
+        return first["weight"], first["bias"], last["weight"], last["bias"]

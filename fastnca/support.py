@@ -166,12 +166,16 @@ def model_reasons(model: "NeuralCA") -> list[str]:
     reasons = []
     if overridden := model.overridden():
         reasons.append(f"{type(model).__name__} overrides {' and '.join(overridden)}")
-    perception, network = model.perception, model.update_net
-    if type(perception) is not PerceptionModule or not _is_sobel(perception.filters):
+    perception = cast(nn.Module, model._modules["perception"])
+    network = cast(nn.Module, model._modules["update_net"])
+    filters = perception._parameters.get("filters")
+    if type(perception) is not PerceptionModule or filters is None or not _is_sobel(filters):
         reasons.append("perception is not the fixed identity and Sobel filters")
     layers = [layer for layer in network._modules.values() if layer is not None]
     if not (
-        [type(layer) for layer in layers] == [nn.Conv2d, nn.ReLU, nn.Conv2d]
+        len(layers) == 3
+        and type(layers[0]) is type(layers[2]) is nn.Conv2d
+        and type(layers[1]) is nn.ReLU
         and _is_pointwise(layers[0])
         and _is_pointwise(layers[2])
     ):
@@ -181,14 +185,13 @@ def model_reasons(model: "NeuralCA") -> list[str]:
     return reasons
 
 
-def _is_pointwise(layer: nn.Module) -> bool:
+def _is_pointwise(layer: nn.Conv2d) -> bool:
     return (
-        isinstance(layer, nn.Conv2d)
-        and layer.kernel_size == (1, 1)
+        layer.kernel_size == (1, 1)
         and layer.stride == (1, 1)
         and layer.padding == (0, 0)
         and layer.groups == 1
-        and layer.bias is not None
+        and layer._parameters["bias"] is not None
     )
 
 
@@ -207,7 +210,7 @@ def _is_sobel(filters: Tensor) -> bool:
         return False
     if torch.compiler.is_compiling():
         return _equals_sobel(filters)
-    if not filters.is_cuda or filters.is_inference():
+    if not _waits(filters) or filters.is_inference():
         return _equals_sobel(filters)
     written = (filters._version, filters.data_ptr())
     known = _compared.get(id(filters))
@@ -216,6 +219,11 @@ def _is_sobel(filters: Tensor) -> bool:
             _compared.clear()
         known = _compared[id(filters)] = (ref(filters), written, _equals_sobel(filters))
     return known[2]
+
+
+def _waits(filters: Tensor) -> bool:
+    """Tell whether a comparison waits for the device."""
+    return filters.is_cuda
 
 
 def _equals_sobel(filters: Tensor) -> bool:

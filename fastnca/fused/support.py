@@ -42,7 +42,8 @@ def fused_reasons(
     Returns:
         One sentence per reason; empty if the rollout can run.
     """
-    device = torch.device(device)
+    if not isinstance(device, torch.device):
+        device = torch.device(device)
     return list(_reasons(device, dtype, channels, hidden, precision, interpreted()))
 
 
