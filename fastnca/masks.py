@@ -51,7 +51,9 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> Tensor:
 
 def draw_seed(generator: torch.Generator | None = None) -> int:
     """Draw a seed in [0, 2⁶³) from `generator`, or from torch's default CPU generator."""
-    return int(torch.randint(0, 2**63 - 1, (), generator=generator, dtype=torch.int64))
+    if generator is None:
+        return torch.randint(2**63 - 1, (), dtype=torch.int64).item()  # type: ignore[return-value]
+    return int(torch.randint(2**63 - 1, (), generator=generator, dtype=torch.int64))
 
 
 def check_seed(seed: int) -> int:

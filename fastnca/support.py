@@ -180,8 +180,15 @@ def model_reasons(model: "NeuralCA") -> list[str]:
         and _is_pointwise(layers[2])
     ):
         reasons.append("update_net is not convolution 1x1, ReLU, convolution 1x1, with biases")
-    if any(map(_has_hooks, (perception, network, *layers))):
-        reasons.append("a submodule has hooks, which a fused step would not call")
+    for module in (perception, network, *layers):
+        if (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+        ):
+            reasons.append("a submodule has hooks, which a fused step would not call")
+            break
     return reasons
 
 
@@ -192,15 +199,6 @@ def _is_pointwise(layer: nn.Conv2d) -> bool:
         and layer.padding == (0, 0)
         and layer.groups == 1
         and layer._parameters["bias"] is not None
-    )
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
     )
 
 
