@@ -96,7 +96,7 @@ class Prepared:
         config = choose_launch("single_backward", *kind)
         self.backward = prepare_backward(shape, hidden, precision, device, config)
         # torch allocates fastest what is like a tensor; these take one number of memory.
-        fate, number = (torch.zeros(1, dtype=d, device=device) for d in (torch.uint8, state.dtype))
+        fate, number = (torch.empty(1, dtype=d, device=device) for d in (torch.uint8, state.dtype))
         self.fates = fate.expand(batch * height * width)
         self.scratch = number.expand(self.backward.scratch_size)
 
