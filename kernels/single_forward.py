@@ -22,6 +22,7 @@ UPDATES = tl.constexpr(1)
 """Bit of a cell's fate: takes part in the step."""
 
 USERS = ["state_ptr", "w1_ptr", "b1_ptr", "w2_ptr", "b2_ptr", "seed_ptr"]
+"""Tensors of the caller's, which may begin at any number of their memory."""
 
 
 @triton.jit
