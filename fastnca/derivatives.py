@@ -1,9 +1,13 @@
 """Derivatives that fast rollouts do not have: refused in a sentence, never wrong."""
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+
+Grads = tuple[Tensor | None, ...]
 
 
 def refuse_forward_mode(backend: str) -> NoReturn:
@@ -13,6 +17,12 @@ def refuse_forward_mode(backend: str) -> NoReturn:
     )
 
 
+def refuse_tangents(backend: str, tensors: tuple[Tensor, ...]) -> None:
+    """Refuse forward-mode differentiation of tensors whose tangent would get lost."""
+    if any(unpack_dual(tensor).tangent is not None for tensor in tensors):
+        refuse_forward_mode(backend)
+
+
 def refuse_second(backend: str) -> NoReturn:
     """Refuse a second derivative."""
     raise NotImplementedError(
@@ -20,27 +30,27 @@ def refuse_second(backend: str) -> NoReturn:
     )
 
 
-def first_order_only(
-    backend: str, grads: tuple[Tensor | None, ...], inputs: tuple[Tensor, ...]
-) -> tuple[Tensor | None, ...]:
-    """Return gradients such that differentiating them by what they depend on is refused.
+def first_order_only(backend: str, compute: Callable[[], Grads], *inputs: Tensor) -> Grads:
+    """Compute gradients, in a backward pass, such that differentiating them is refused.
 
     Args:
         backend: whose gradients they are.
-        grads: the gradients.
-        inputs: what they were computed from.
+        compute: returns them.
+        inputs: what they depend on.
     """
-    result: tuple[Tensor | None, ...] = _FirstOrderOnly.apply(backend, len(inputs), *inputs, *grads)
+    if not torch.is_grad_enabled():  # nobody wants a graph of the gradients
+        return compute()
+    result: Grads = _FirstOrderOnly.apply(backend, compute, *inputs)
     return result
 
 
 class _FirstOrderOnly(torch.autograd.Function):
-    """Pass gradients on; refuse to be differentiated, instead of being silently wrong."""
+    """Gradients; refuse to be differentiated, by whatever they depend on."""
 
     @staticmethod
-    def forward(ctx: Any, backend: str, inputs: int, *tensors: Any) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, backend: str, compute: Callable[[], Grads], *inputs: Tensor) -> Grads:
         ctx.backend = backend
-        return tuple(None if grad is None else grad.clone() for grad in tensors[inputs:])
+        return compute()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:

@@ -10,7 +10,7 @@ from fastnca.active.backward import run_backward
 from fastnca.active.forward import Stepper, StepRecord
 from fastnca.active.grid import Grid
 from fastnca.active.network import Network
-from fastnca.derivatives import first_order_only, refuse_forward_mode
+from fastnca.derivatives import Grads, first_order_only, refuse_forward_mode
 
 Parameters = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -68,7 +68,8 @@ class _Rollout(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         state, w1, b1, w2, b2, rows, *kept = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        with torch.no_grad():
+
+        def compute() -> Grads:
             records = [
                 StepRecord(*kept[start : start + _RECORD]) for start in range(0, len(kept), _RECORD)
             ]
@@ -82,11 +83,9 @@ class _Rollout(torch.autograd.Function):
                 weights_wanted=any(wanted[1:5]),
                 state_wanted=wanted[0],
             )
-            grads: tuple[Tensor | None, ...]
-            grads = (ctx.grid.to_state(grad), *sums.to_convolutions())
-        if torch.is_grad_enabled():
-            inputs = (grad_outputs[0], state, w1, b1, w2, b2)
-            grads = first_order_only("torch", grads, inputs)
+            return ctx.grid.to_state(grad), *sums.to_convolutions()
+
+        grads = first_order_only("torch", compute, grad_outputs[0], state, w1, b1, w2, b2)
         return *(g if need else None for g, need in zip(grads, wanted, strict=False)), None
 
     @staticmethod

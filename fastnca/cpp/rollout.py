@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastnca.cpp import library
 from fastnca.cpp.library import Parameters
-from fastnca.derivatives import first_order_only, refuse_forward_mode
+from fastnca.derivatives import Grads, first_order_only, refuse_forward_mode
 from fastnca.masks import Updates
 
 
@@ -46,13 +46,15 @@ class _Rollout(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         state, w1, b1, w2, b2, *pieces = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
+        grad, wanted = grad_outputs[0], ctx.needs_input_grad
         shapes = (w1.shape, b1.shape, w2.shape, b2.shape)
-        grads = library.backward(
-            ctx.kept, pieces, grad_outputs[0].detach(), shapes, wanted[0], any(wanted[1:5])
-        )
-        if torch.is_grad_enabled():  # a graph of the gradients is wanted
-            grads = first_order_only("cpp", grads, (grad_outputs[0], state, w1, b1, w2, b2))
+
+        def compute() -> Grads:
+            return library.backward(
+                ctx.kept, pieces, grad.detach(), shapes, wanted[0], any(wanted[1:5])
+            )
+
+        grads = first_order_only("cpp", compute, grad, state, w1, b1, w2, b2)
         return *(g if need else None for g, need in zip(grads, wanted, strict=False)), None
 
     @staticmethod

@@ -2,7 +2,6 @@
 
     support.py     every reason why the fused path cannot run
     checks.py      those reasons, and shapes, before a launch
-    refusals.py    the derivatives that there are not
     plan.py        steps, precision and slots of a rollout
     storage.py     what a rollout keeps on the device
     rollout.py     the loops over steps, forward and backward

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from fastnca.fused.refusals import Grads, refuse_second, refuse_tangents
+from fastnca.derivatives import Grads, refuse_second, refuse_tangents
 
 Parameters = tuple[Tensor, Tensor, Tensor, Tensor]
 Settings = tuple[int, float, str, int, bool]
@@ -87,7 +87,7 @@ def fused_rollout(
     random = seed is not None
     if torch.compiler.is_compiling() or _observed(tensors):
         if not torch.compiler.is_compiling():
-            refuse_tangents(tensors)
+            refuse_tangents("triton", tensors)
         from fastnca.fused import operators  # noqa: F401  (imports Triton)
 
         counter = make_counter(seed, first_step, steps, count, state.device)
@@ -96,7 +96,7 @@ def fused_rollout(
         result: Tensor = _Rollout.apply(*tensors, counter, settings, keep)[0]
         return result
     if forward_ad._current_level >= 0:
-        refuse_tangents(tensors)
+        refuse_tangents("triton", tensors)
     eager_rollout, single_step = _eager_nodes()
     if isinstance(seed, int):
         seed = _signed(seed)
@@ -233,4 +233,4 @@ class _RolloutGrad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        refuse_second()
+        refuse_second("triton")

@@ -5,11 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnca.derivatives import Grads, first_order_only, refuse_forward_mode
 from fastnca.fused.checks import check_tensors
 from fastnca.fused.graphs import GRAPHS
 from fastnca.fused.plan import Plan, make_plan
-from fastnca.fused.refusals import Gradients as Graph
-from fastnca.fused.refusals import Grads, refuse_forward_mode
 from fastnca.fused.rollout import (
     Gradients,
     Numbers,
@@ -134,14 +133,13 @@ class _EagerRollout(torch.autograd.Function):
         stored = Stored(states, flags, counter, weights)
         shapes = (w1.shape, b1.shape, w2.shape, b2.shape)
         needed = ctx.needs_input_grad
-        arguments = (stored, shapes, ctx.plan, needed[0])
-        if torch.is_grad_enabled():  # a graph of the gradients is wanted
-            inputs = (state, w1, b1, w2, b2)
-            grads = Graph.apply(lambda: _backward(grad, *arguments), grad, *inputs)
-        else:
-            grads = _backward(grad, *arguments)
+
+        def compute() -> Grads:
+            return _backward(grad, stored, shapes, ctx.plan, needed[0])
+
+        grads = first_order_only("triton", compute, grad, state, w1, b1, w2, b2)
         return *(g if need else None for g, need in zip(grads, needed, strict=False)), *(None,) * 3
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        refuse_forward_mode()
+        refuse_forward_mode("triton")

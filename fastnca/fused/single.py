@@ -11,10 +11,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from fastnca.derivatives import Grads, first_order_only, refuse_forward_mode
 from fastnca.fused import eager
 from fastnca.fused.checks import check_tensors
 from fastnca.fused.plan import make_plan
-from fastnca.fused.refusals import Gradients, Grads, refuse_forward_mode
 from fastnca.kernels import (
     OPERAND_DTYPES,
     SINGLE_NETWORK,
@@ -198,18 +198,18 @@ class _SingleStep(torch.autograd.Function):
         if grad is None:
             return (None,) * 8
         saved, needed = ctx.saved_tensors, ctx.needs_input_grad
-        arguments = ctx.prepared, grad, saved, needed[0]
-        if torch.is_grad_enabled():  # a graph of the gradients is wanted
-            grads = Gradients.apply(lambda: _backward(*arguments), grad, *saved[:5])
-        else:
-            grads = _backward(*arguments)
+
+        def compute() -> Grads:
+            return _backward(ctx.prepared, grad, saved, needed[0])
+
+        grads = first_order_only("triton", compute, grad, *saved[:5])
         if not all(needed[:5]):
             grads = tuple(g if need else None for g, need in zip(grads, needed, strict=False))
         return *grads, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        refuse_forward_mode()
+        refuse_forward_mode("triton")
 
 
 _apply = super(torch.autograd.Function, _SingleStep).apply
