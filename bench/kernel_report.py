@@ -28,7 +28,7 @@ from fastnca.fused.support import size_reasons
 from fastnca.kernels import DTYPES, OPERAND_DTYPES, SINGLE_NETWORK, choose_launch
 from fastnca.kernels.gradients import BLOCK, FILL_BLOCK, ROWS
 from fastnca.kernels.launch import OPTIONS, RUN_CELLS
-from fastnca.kernels.single_backward_end import TALL, WIDE
+from fastnca.kernels.single_gradient_end import TALL, WIDE
 from fastnca.kernels.weights import PACK_BLOCK
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
@@ -132,7 +132,7 @@ def variants(target: str, large: bool = False) -> Iterator[Variant]:
     reduced = {**sizes, "CHECKED": True, "ROWS": ROWS, "BLOCK": BLOCK}
     yield Variant("reduce_gradients", "fp16-c16-h128", "gradients", reduced, half, 4)
     ended = {**reduced, "PADDED": 16, "TALL": TALL, "WIDE": WIDE}
-    yield Variant("single_backward_end", "fp16-c16-h128", "single_backward_end", ended, half, 4)
+    yield Variant("single_gradient_end", "fp16-c16-h128", "single_gradient_end", ended, half, 4)
     yield Variant("poison", "fp32", "gradients", {"BLOCK": FILL_BLOCK}, half, 4)
 
 
@@ -146,14 +146,14 @@ def _single_variants(sizes: list[tuple[int, int, str]], capability: int) -> Iter
         sized = {"CHANNELS": channels, "PADDED": channels, "HIDDEN": hidden}
         sized["DTYPE"] = DTYPES[precision]
         name = f"{precision}-c{channels}-h{hidden}"
-        kernel = "single_forward"
+        kernel = "single_step"
         config = choose_launch(kernel, channels, hidden, operand, capability)
         sized["HEIGHT"] = config.tile_height
         for random in (True, False):
             constants = {**sized, "RANDOM": random, "SEED_GIVEN": False, "KEEP": random}
             variant = name if random else f"{name}-eval"
             yield Variant(kernel, variant, kernel, constants, operand, config.num_warps)
-        kernel = "single_backward"
+        kernel = "single_gradient"
         config = choose_launch(kernel, channels, hidden, operand, capability)
         constants = {**sized, "SCALED": precision == "fp16", "HEIGHT": config.tile_height}
         yield Variant(kernel, name, kernel, constants, operand, config.num_warps)

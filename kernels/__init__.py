@@ -18,9 +18,9 @@ from .launch import (
     pair_cells,
 )
 from .persistent import persistent_forward
-from .single_backward import prepare_backward
-from .single_backward_end import count_rectangles
-from .single_forward import prepare_forward, single_tiles
+from .single_gradient import prepare_backward
+from .single_gradient_end import count_rectangles
+from .single_step import prepare_forward, single_tiles
 from .start import start_backward, start_forward
 from .step_backward import step_backward
 from .step_forward import step_forward

@@ -59,11 +59,11 @@ def choose_launch(
     Tiles are as tall as the registers allow (`python -m bench.kernel_report`): with `wgmma`, from
     compute capability 9 on, an MMA of 128 cells by 128 hidden units fits; before that, and with
     larger weights, half of it, or a quarter backward; float32 products run without tensor cores, on
-    32 cells. Programs that stay resident take half a tile too, of which more can be
-    shared out in every step.
+    32 cells. Programs that stay resident take half a tile too, of which more can be shared out in
+    every step.
 
     Args:
-        direction: "forward", "backward" or "persistent", "single_forward" or "single_backward".
+        direction: "forward", "backward" or "persistent", "single_step" or "single_gradient".
         channels: padded channels, 16 or 32.
         hidden: padded hidden units, 16 to 256.
         dtype: type of the MMA operands.
@@ -75,10 +75,10 @@ def choose_launch(
     """
     tall = capability >= 9 and channels * hidden <= 16 * 128
     if dtype == torch.float32:
-        height, warps = (4, 4) if direction.endswith("backward") else (4, 8)
+        height, warps = (4, 4) if direction in ("backward", "single_gradient") else (4, 8)
     elif direction == "persistent":
         height, warps = 8, 4
-    elif direction.endswith("forward"):
+    elif direction in ("forward", "single_step"):
         height, warps = (16, 4) if tall else (8, 4)
     elif capability >= 9:
         height, warps = (16, 8) if tall else (8, 8)

@@ -101,7 +101,8 @@ def _first_layer(w1_ptr, b1_ptr, row, unit, channels, hidden, DTYPE: tl.constexp
     constant = known & (feature == 3) & (channel < 2)
     bias = tl.load(b1_ptr + unit, mask=constant, other=0.0)
     rounded = bias.to(DTYPE).to(tl.float32)
-    weight = tl.where(constant, tl.where(channel == 0, rounded, bias - rounded), weight)
+    rest = tl.where(tl.abs(rounded) < float("inf"), bias - rounded, 0.0)  # not infinity - infinity
+    weight = tl.where(constant, tl.where(channel == 0, rounded, rest), weight)
     return weight.to(DTYPE)
 
 

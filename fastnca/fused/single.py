@@ -1,7 +1,7 @@
 """A single step as one autograd node: one launch forward, two backward, and little else.
 
-The tutorial's own loop calls a model once a step. The kernels of `single_forward` and
-`single_backward` read states, parameters and gradients as they are, so nothing has to be packed,
+The tutorial's own loop calls a model once a step. The kernels of `single_step` and
+`single_gradient` read states, parameters and gradients as they are, so nothing has to be packed,
 converted or cleared around them. What does not change from call to call is prepared once.
 """
 
@@ -75,7 +75,7 @@ class Prepared:
         rule = make_plan(1, update_rate, precision, 1, True, seed is not None).rule
         wide, tall = padded_channels(channels), padded_hidden(hidden)
         kind = (wide, tall, OPERAND_DTYPES[precision], *device_facts(device))
-        config = choose_launch("single_forward", *kind)
+        config = choose_launch("single_step", *kind)
         tiles = single_tiles(batch, height, width, config.tile_height)
         rectangles = count_rectangles(batch * channels, height, width)
         self.suits = (
@@ -93,7 +93,7 @@ class Prepared:
             )
             for keep in (False, True)
         )
-        config = choose_launch("single_backward", *kind)
+        config = choose_launch("single_gradient", *kind)
         self.backward = prepare_backward(shape, hidden, precision, device, config)
         # torch allocates fastest what is like a tensor; these take one number of memory.
         fate, number = (torch.empty(1, dtype=d, device=device) for d in (torch.uint8, state.dtype))

@@ -6,7 +6,7 @@ import triton.language as tl
 from .alive import has
 from .gradients import add_rows, unpack_gradients
 from .perceive import gather_gradient
-from .single_forward import neighbours_inside
+from .single_step import neighbours_inside
 from .tile import first_cell
 
 NOTES = tl.constexpr(256)
@@ -17,7 +17,7 @@ TALL, WIDE = 8, 64
 
 
 @triton.jit(do_not_specialize=["blocks", "rows", "height", "width", "hidden", "numbers"])
-def _single_backward_end_kernel(
+def _single_gradient_end_kernel(
     scratch_ptr,
     grad_state_ptr,
     grad_w1_ptr,

@@ -1,4 +1,4 @@
-"""The derivative of `single_forward` in two launches: the network's, then what crosses tiles."""
+"""The derivative of `single_step` in two launches: the network's, then what crosses tiles."""
 
 from dataclasses import dataclass
 
@@ -12,8 +12,8 @@ from .launch import Launch, LaunchConfig, count_tiles
 from .network import differentiate_network
 from .perceive import join_features, perceive, split_features
 from .scale import FEWEST, LARGEST, power_of_two, scale_exponent
-from .single_backward_end import TALL, WIDE, _single_backward_end_kernel, count_rectangles
-from .single_forward import SURVIVES, UPDATES, neighbours_inside, of_channels
+from .single_gradient_end import TALL, WIDE, _single_gradient_end_kernel, count_rectangles
+from .single_step import SURVIVES, UPDATES, neighbours_inside, of_channels
 from .tile import advance, cells_of, first_cell, locate
 from .weights import DTYPES, find_overflow, padded_channels, padded_hidden, read_weights, sums_size
 
@@ -34,7 +34,7 @@ def _is_not_finite(values):
     do_not_specialize=["tiles", "height", "width", "hidden", "numbers"],
     do_not_specialize_on_alignment=USERS,
 )
-def _single_backward_kernel(
+def _single_gradient_kernel(
     state_ptr,
     fates_ptr,
     grad_ptr,
@@ -151,7 +151,7 @@ def _single_backward_kernel(
 
 
 @dataclass(frozen=True)
-class SingleBackward:
+class SingleGradient:
     """Both launches, prepared for states of one shape and parameters of one size.
 
     Attributes:
@@ -175,7 +175,7 @@ def prepare_backward(
     precision: str,
     device: torch.device,
     config: LaunchConfig,
-) -> SingleBackward:
+) -> SingleGradient:
     """Prepare both launches.
 
     Args:
@@ -196,7 +196,7 @@ def prepare_backward(
     row = sums_size(*sizes[1:])
     scaled = precision == "fp16"
     first = Launch(
-        _single_backward_kernel,
+        _single_gradient_kernel,
         programs,
         (tiles, height, width, hidden, numbers),
         (*sizes, scaled, config.tile_height, DTYPES[precision]),
@@ -208,7 +208,7 @@ def prepare_backward(
     rectangles = count_rectangles(batch * channels, height, width)
     last, sums = (
         Launch(
-            _single_backward_end_kernel,
+            _single_gradient_end_kernel,
             number,
             (blocks, programs, height, width, hidden, numbers),
             (*sizes, scaled, ROWS, block, TALL, WIDE),
@@ -217,4 +217,4 @@ def prepare_backward(
         )
         for number in (blocks + rectangles, blocks)
     )
-    return SingleBackward(first, last, sums, 2 * numbers + programs * (row + 2))
+    return SingleGradient(first, last, sums, 2 * numbers + programs * (row + 2))

@@ -57,7 +57,7 @@ def of_channels(status, CHANNELS: tl.constexpr, PADDED: tl.constexpr):
     ],
     do_not_specialize_on_alignment=USERS,
 )
-def _single_forward_kernel(
+def _single_step_kernel(
     state_ptr,
     w1_ptr,
     b1_ptr,
@@ -185,7 +185,7 @@ def prepare_forward(
     tiles = single_tiles(batch, height, width, config.tile_height)
     sizes = (channels, padded_channels(channels), padded_hidden(hidden))
     return Launch(
-        _single_forward_kernel,
+        _single_step_kernel,
         min(tiles, config.programs),
         (tiles, height, width, hidden, rule.limit, rule.threshold),
         (*sizes, rule.random, seed_given, keep, config.tile_height, DTYPES[precision]),
