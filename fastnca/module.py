@@ -205,9 +205,8 @@ class NeuralCA(reference.NeuralCA):
             return self._fused(state, steps, update_rate, seed, first_step)
         if backend in ("cpp", "torch") and steps > 0:
             with contextlib.suppress(OutOfRangeError):
-                return self._active(
-                    backend, state, Updates(steps, None, seed, first_step, update_rate)
-                )
+                updates = Updates(steps, None, seed, first_step, update_rate)
+                return self._active(backend, state, updates)
         return super().run_steps(state, steps, update_rate, seed=seed, first_step=first_step)
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -250,11 +249,9 @@ class NeuralCA(reference.NeuralCA):
 
     def _check(self, state: Tensor, update_rate: float, single: bool = False) -> str:
         """Check the arguments of a call, a single step or not; return who computes it."""
-        perception = cast(nn.Module, self._modules["perception"])
-        filters = perception._parameters.get("filters")  # a shorter way than the attribute's
-        check_state(
-            state, self.num_channels, self.perception.filters if filters is None else filters
-        )
+        known = cast(nn.Module, self._modules["perception"])._parameters  # faster than attributes
+        like = known.get("filters")
+        check_state(state, self.num_channels, self.perception.filters if like is None else like)
         check_update_rate(update_rate)
         small = single and state.numel() < _FEWEST_CELLS * self.num_channels
         return choose_backend(self, self.backend, self.precision, state, small)
