@@ -33,8 +33,7 @@ class NeuralCA(reference.NeuralCA):
     Args:
         num_channels: channels C of the state, at least 4.
         hidden_dim: width of the hidden layer, at least 1.
-        backend: "auto", "reference", "torch" and "cpp" (active cells, with torch operators and
-            compiled) or "triton" (fused kernels).
+        backend: "auto", "reference", "torch", "cpp" (both on active cells) or "triton" (fused).
         precision: operand precision of the fused kernels, "auto", "fp16", "bf16" or "ieee";
             the other backends compute in the state's dtype.
 
