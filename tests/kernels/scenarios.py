@@ -134,10 +134,14 @@ def scale_errors(device: torch.device) -> list[str]:
 
 
 def overflow_errors(device: torch.device) -> list[str]:
-    """A weight beyond fp16 makes all gradients of a single step NaN, not some of them."""
+    """A weight beyond fp16 makes all gradients of a single step NaN, not some of them.
+
+    The grid fills a tile: a cell outside would perceive 0, and infinity times 0 be noticed anyway
+    where the interpreter's maximum keeps NaN, which a GPU's does not.
+    """
     w1, b1, w2, b2 = zero_network(16, 16, device)
     w1[0, 0] = -1e6
-    leaves = [torch.ones(1, 16, 2, 2, device=device), w1, b1, w2, b2]
+    leaves = [torch.ones(1, 16, 16, 8, device=device), w1, b1, w2, b2]
     leaves = [leaf.requires_grad_() for leaf in leaves]
     result = fused_rollout(leaves[0], tuple(leaves[1:]), steps=1, **STEP)
     grads = torch.autograd.grad(result.sum(), leaves)
