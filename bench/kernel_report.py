@@ -54,12 +54,20 @@ LONG_INTEGERS.add("numbers")
 LONG_INTEGERS |= {f"{name}_size" for name in ("state", "w1", "b1", "w2", "b2")}
 
 
+DIRECTIONS = {
+    "single_step": "single_forward",
+    "single_gradient": "single_backward",
+    "single_gradient_end": "single_backward_end",
+}
+"""Names in the report of kernels whose own names do not say in which direction they go."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """One specialisation of a kernel.
 
     Attributes:
-        kernel: name in the report.
+        kernel: name of the kernel.
         name: the variant's name in the report.
         module: the module that holds the kernel.
         constants: its compile-time constants.
@@ -244,7 +252,7 @@ def examine(variant: Variant, target: str) -> Record:
     counted = loop if walks else len(instructions)
     resources = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", usage)}
     return Record(
-        kernel=variant.kernel,
+        kernel=DIRECTIONS.get(variant.kernel, variant.kernel),
         variant=variant.name,
         target=target,
         registers=resources["REG"],

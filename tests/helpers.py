@@ -17,7 +17,8 @@ from fastnca.cpp import cpp_reasons
 
 GROWN = Path(__file__).parent / "data" / "grown.safetensors"
 
-COMPILED = pytest.mark.skipif(bool(cpp_reasons(torch.float32)), reason="no C++ compiler")
+_MISSING = "; ".join(cpp_reasons(torch.float32))
+COMPILED = pytest.mark.skipif(bool(_MISSING), reason=f"the cpp backend cannot run: {_MISSING}")
 
 ACTIVE = pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=COMPILED)])
 """The backends that work on active cells."""

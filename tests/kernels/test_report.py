@@ -53,8 +53,8 @@ def test_half_precision_steps_do_not_spill(records: list[dict]) -> None:
 
 def test_half_precision_steps_use_tensor_cores(records: list[dict]) -> None:
     steps = [r for r in records if r["kernel"].startswith(("step", "single"))]
-    steps = [r for r in steps if r["kernel"] != "single_gradient_end"]
-    assert {r["kernel"] for r in steps} >= {"single_step", "single_gradient"}
+    steps = [r for r in steps if r["kernel"] != "single_backward_end"]
+    assert {r["kernel"] for r in steps} >= {"single_forward", "single_backward"}
     assert len(steps) >= 14
     assert all(r["tensor_core_instructions"] > 0 for r in steps)
 
@@ -64,8 +64,8 @@ def test_half_precision_steps_use_tensor_cores(records: list[dict]) -> None:
     [
         ("step_forward", 40),
         ("step_backward", 90),
-        ("single_step", 50),
-        ("single_gradient", 95),
+        ("single_forward", 50),
+        ("single_backward", 95),
     ],
 )
 def test_instructions_per_cell_stay_in_budget(
