@@ -8,9 +8,11 @@ import json
 import os
 import signal
 import sys
+import weakref
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from fastnca import NeuralCA, create_target_circle, get_visible_state
@@ -129,8 +131,10 @@ def resume(processes, directory):
 def main():
     processes = Processes.join(torch.device("cpu"), timeout=60)
     scenario = {"train": train, "save": save_for_ever, "resume": resume}[sys.argv[1]]
-    print(json.dumps(scenario(processes, Path(sys.argv[2]))), flush=True)
+    group = weakref.ref(dist.group.WORLD)
+    said = scenario(processes, Path(sys.argv[2]))
     processes.leave()
+    print(json.dumps({**said, "group is gone": group() is None}), flush=True)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,11 @@ def test_bad_numbers_in_one_process_void_the_iteration_in_all(group):
     assert same(said, "weights of skipped")
 
 
+def test_nothing_keeps_the_group_that_was_left(group):
+    said, _ = group
+    assert [each["group is gone"] for each in said] == [True] * len(said)
+
+
 def test_resume_with_as_many_processes_is_exact(group):
     said, path = group
     assert all(each["exact"] for each in said)

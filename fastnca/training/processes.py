@@ -1,6 +1,7 @@
 """The processes that train one model together, as `torchrun` starts them."""
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
@@ -51,6 +52,10 @@ class Processes:
             torch.cuda.set_device(device)
             backend = "cpu:gloo,cuda:nccl"
         limit = timedelta(seconds=min(timeout, _LONGEST))
+        # torch.optim imports this module, whose functions keep the group there is at that time as
+        # a default argument. Such a group lives on after `leave`, and its threads, which need the
+        # interpreter for a moment, may abort a process that ends.
+        importlib.import_module("torch.distributed.nn.functional")
         try:
             dist.init_process_group(backend, timeout=limit)
         except (RuntimeError, ValueError) as error:
