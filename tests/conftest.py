@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports a kernel
 
 from tests.helpers import Grown, load_grown
+from tests.interpreter import separate_rows
+
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+    separate_rows()
 
 
 @pytest.fixture(autouse=True)
