@@ -94,7 +94,21 @@ class Variant:
 
 @dataclass(frozen=True)
 class Record:
-    """What the compiler made of one variant for one target."""
+    """What the compiler made of one variant for one target.
+
+    Attributes:
+        kernel: name of the kernel, with the direction in which it goes.
+        variant: precision, channels, hidden units, and "eval" where no mask is drawn.
+        target: architecture, as "sm_90".
+        registers: of a thread.
+        spill_bytes: of a thread, in local memory.
+        shared_bytes: of a program.
+        tensor_core_instructions: in the whole kernel.
+        tensor_core_waits: how often a program waits for asynchronous ones; on sm_90 one for each
+            product of matrices, unless the compiler lets them follow one another.
+        barriers: at which the warps of a program wait for one another, in the whole kernel.
+        warp_instructions_per_cell: of the main loop.
+    """
 
     kernel: str
     variant: str
@@ -103,6 +117,8 @@ class Record:
     spill_bytes: int
     shared_bytes: int
     tensor_core_instructions: int
+    tensor_core_waits: int
+    barriers: int
     warp_instructions_per_cell: float
 
 
@@ -259,6 +275,8 @@ def examine(variant: Variant, target: str) -> Record:
         spill_bytes=resources["STACK"] + resources["LOCAL"],
         shared_bytes=compiled.metadata.shared,
         tensor_core_instructions=sum(bool(TENSOR_CORE.search(i)) for i in instructions),
+        tensor_core_waits=sum("WARPGROUP.DEPBAR" in i for i in instructions),
+        barriers=sum("BAR.SYNC" in i for i in instructions),
         warp_instructions_per_cell=counted * variant.num_warps / variant.cells,
     )
 
@@ -274,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"Triton {triton.__version__}, tiles with their warps and constants as launched")
     print(
         f"{'kernel':20} {'variant':20} {'target':7} {'registers':>9} {'spill B':>8} "
-        f"{'shared B':>9} {'MMA':>4} {'warp instr/cell':>15}"
+        f"{'shared B':>9} {'MMA':>4} {'waits':>5} {'barriers':>8} {'warp instr/cell':>15}"
     )
     records = []
     for target in options.targets.split(","):
@@ -286,7 +304,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(
                 f"{record.kernel:20} {record.variant:20} {record.target:7} "
                 f"{record.registers:9} {record.spill_bytes:8} {record.shared_bytes:9} "
-                f"{record.tensor_core_instructions:4} {record.warp_instructions_per_cell:15.1f}",
+                f"{record.tensor_core_instructions:4} {record.tensor_core_waits:5} "
+                f"{record.barriers:8} {record.warp_instructions_per_cell:15.1f}",
                 flush=True,
             )
     if options.json:

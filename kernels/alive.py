@@ -23,8 +23,11 @@ MARGIN = tl.constexpr(2)
 OWN = tl.constexpr(8)
 """Bit of the first cell of a word's own run."""
 
+HERE = tl.constexpr(4)
+"""Bit of a cell's status: the cell itself. Bits 0 to 8 are its neighbourhood."""
+
 PRE = tl.constexpr(9)
-"""Bit of a cell's status: alive before the step. Bits 0 to 8 are its neighbourhood."""
+"""Bit of a cell's status: alive before the step."""
 
 UPDATE = tl.constexpr(10)
 """Bit of a cell's status: takes part in the step."""
@@ -85,6 +88,16 @@ def unite(first, second):
     over rows, so it moves this one word between the layouts instead.
     """
     return tl.sum(tl.trans(tl.join(first, second)), axis=0)
+
+
+@triton.jit
+def of_channels(word, CHANNELS: tl.constexpr, PADDED: tl.constexpr):
+    """Repeat a word per cell for every channel, `[CELLS, PADDED]`; padded channels have no bit.
+
+    The comparison is there even if there are none: it keeps the compiler from testing bits per
+    cell, which it would do in one layout and move, bit by bit, to the other.
+    """
+    return tl.where((tl.arange(0, PADDED) < CHANNELS)[None, :], word[:, None], 0)
 
 
 @triton.jit
@@ -152,7 +165,22 @@ def alive_rows(flags_ptr, offsets, pitch, inside_above, inside_here, inside_belo
 
 
 @triton.jit
-def store_flags(flags_ptr, offset, pitch, run, runs, found, HEIGHT: tl.constexpr):
+def pack_flags(found, HEIGHT: tl.constexpr):
+    """Pack the flags of a tile row by row, `[HEIGHT]` int32, for `store_flags`.
+
+    Args:
+        found: `[HEIGHT * 8]` or `[HEIGHT * 8, CHANNELS]` int32, bit 0 is the flag `updated`, bit
+            `PRE` the flag `kept`; of a cell's channels one at most has bits.
+        HEIGHT: rows of the tile.
+    """
+    position = tl.arange(0, HEIGHT * RUN) % RUN
+    if len(found.shape) == 2:
+        position = position[:, None]
+    return tl.sum(tl.reshape(found << position, (HEIGHT, found.numel // HEIGHT)), axis=1)
+
+
+@triton.jit
+def store_flags(flags_ptr, offset, pitch, run, runs, packed, HEIGHT: tl.constexpr):
     """Store the flags of a tile, each byte in its own word and in the words beside it.
 
     Args:
@@ -161,15 +189,13 @@ def store_flags(flags_ptr, offset, pitch, run, runs, found, HEIGHT: tl.constexpr
         pitch: pairs from row to row.
         run: number of the tile's run within a row.
         runs: runs in a row.
-        found: `[HEIGHT * 8]` int32, bit 0 is the flag `updated`, bit `PRE` the flag `kept`.
+        packed: `[HEIGHT]` int32, as `pack_flags` packs them.
         HEIGHT: rows of the tile.
     """
-    found = found << (tl.arange(0, HEIGHT * RUN) % RUN)
-    bytes_ = tl.sum(tl.reshape(found, (HEIGHT, RUN)), axis=1)
     own = flags_ptr.to(tl.pointer_type(tl.uint8)) + (offset + tl.arange(0, HEIGHT) * pitch) * 8
     own_run = tl.zeros((HEIGHT,), tl.int32) + run
     for part in tl.static_range(2):
-        value = (bytes_ >> (part * PRE)).to(tl.uint8)
+        value = (packed >> (part * PRE)).to(tl.uint8)
         tl.store(own + (4 * part + 1), value)
         tl.store(own + (4 * part + 8), value, mask=own_run + 1 < runs)
         tl.store(own + (4 * part - 6), value, mask=own_run > 0)

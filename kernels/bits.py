@@ -1,8 +1,8 @@
-"""Device functions for the alive test within a tile, whose cells are the bits of two words.
+"""Device functions for the alive test within a tile, whose cells are the bits of a few words.
 
-Cell n of a tile, row n div 8 and column n mod 8, is bit n mod 64 of word n div 64. A 3x3 dilation
-is a handful of shifts. Columns run into one another at the ends of a row, and nothing comes in
-from outside of the tile: the outermost cells, the ring, mean nothing afterwards.
+Cell n of a tile, row n div 8 and column n mod 8, is bit n mod 32 of word n div 32. A 3x3 dilation
+is a handful of shifts. Columns run into one another at the ends of a row, and the first and the
+last row of a tile into each other: the outermost cells, the ring, mean nothing afterwards.
 """
 
 import triton
@@ -13,27 +13,29 @@ from .alive import RUN
 
 @triton.jit
 def gather_bits(found, CELLS: tl.constexpr):
-    """Return the two words, uint64 scalars, of a tile `[CELLS]` of booleans, CELLS at most 128."""
-    bits = found.to(tl.uint64) << (tl.arange(0, CELLS) % 64).to(tl.uint64)
-    if CELLS == 128:
-        return tl.split(tl.sum(tl.reshape(bits, (2, 64)), axis=1))
-    else:
-        low = tl.sum(bits, axis=0)
-        return low, tl.zeros_like(low)
+    """Return the words of a tile, `[CELLS // 32]` uint32.
+
+    Args:
+        found: `[CELLS]` or `[CELLS, CHANNELS]` booleans, at most one of a cell's is set.
+        CELLS: cells of the tile.
+    """
+    words: tl.constexpr = CELLS // 32
+    position = tl.arange(0, CELLS) % 32
+    if len(found.shape) == 2:
+        position = position[:, None]
+    bits = tl.reshape(found.to(tl.int32) << position, (words, found.numel // words))
+    return tl.sum(bits, axis=1).to(tl.uint32)
 
 
 @triton.jit
-def dilate_bits(low, high):
-    """Dilate the two words of a tile to the 3x3 neighbourhoods of its cells."""
-    above, below = low << RUN, (low >> RUN) | (high << (64 - RUN))
-    high_above, high_below = (high << RUN) | (low >> (64 - RUN)), high >> RUN
-    low, high = low | above | below, high | high_above | high_below
-    return low | (low << 1) | (low >> 1), high | (high << 1) | (high >> 1)
-
-
-@triton.jit
-def test_bits(low, high, CELLS: tl.constexpr):
-    """Return the bit of each cell of a tile, `[CELLS]` int32."""
+def dilate_bits(words, CELLS: tl.constexpr):
+    """Tell of each cell of a tile whether its 3x3 neighbourhood has a bit, `[CELLS]` int32."""
+    count: tl.constexpr = CELLS // 32
     cell = tl.arange(0, CELLS)
-    word = tl.where(cell < 64, low, high) >> (cell % 64).to(tl.uint64)
-    return word.to(tl.int32) & 1
+    word = cell // 32
+    here = tl.gather(words, word, axis=0)
+    before = tl.gather(words, (word + (count - 1)) % count, axis=0)
+    after = tl.gather(words, (word + 1) % count, axis=0)
+    rows = here | (here << RUN) | (before >> (32 - RUN)) | (here >> RUN) | (after << (32 - RUN))
+    rows |= (rows << 1) | (rows >> 1)
+    return (rows >> (cell % 32).to(tl.uint32)).to(tl.int32) & 1

@@ -19,12 +19,13 @@ def _neighbour(pointers, status, BIT: tl.constexpr):
 
 
 @triton.jit
-def perceive(pointers, pitch, status, CELL: tl.constexpr):
+def perceive(above, pointers, below, status, CELL: tl.constexpr):
     """Apply identity, 8 Sobel-x and 8 Sobel-y to every channel (equation 1).
 
     Args:
-        pointers: `[CELLS, CHANNELS]` pointers to a tile of a state, float32.
-        pitch: distance from row to row, in elements.
+        above: `[CELLS, CHANNELS]` pointers to the cells above a tile of a state, float32.
+        pointers: the same to its own cells.
+        below: the same to the cells below.
         status: `[CELLS, CHANNELS]` int32, bits 0 to 8 the living cells of the neighbourhood
             (`around`).
         CELL: distance from cell to cell, in elements.
@@ -32,12 +33,11 @@ def perceive(pointers, pitch, status, CELL: tl.constexpr):
     Returns:
         Three `[CELLS, CHANNELS]` float32 tensors.
     """
-    top, bottom = pointers - pitch, pointers + pitch
     center = _neighbour(pointers, status, 4)
-    falling = _neighbour(bottom + CELL, status, 8) - _neighbour(top - CELL, status, 0)
-    rising = _neighbour(top + CELL, status, 2) - _neighbour(bottom - CELL, status, 6)
+    falling = _neighbour(below + CELL, status, 8) - _neighbour(above - CELL, status, 0)
+    rising = _neighbour(above + CELL, status, 2) - _neighbour(below - CELL, status, 6)
     across = _neighbour(pointers + CELL, status, 5) - _neighbour(pointers - CELL, status, 3)
-    down = _neighbour(bottom, status, 7) - _neighbour(top, status, 1)
+    down = _neighbour(below, status, 7) - _neighbour(above, status, 1)
     return center, falling + rising + 2 * across, falling - rising + 2 * down
 
 

@@ -6,14 +6,14 @@ import torch
 import triton
 import triton.language as tl
 
-from .alive import RUN, has
+from .alive import RUN, has, of_channels
 from .gradients import BLOCK, INTERPRETED_BLOCK, ROWS, store_sums
 from .launch import Launch, LaunchConfig, count_tiles
 from .network import differentiate_network
 from .perceive import join_features, perceive, split_features
 from .scale import FEWEST, LARGEST, power_of_two, scale_exponent
 from .single_gradient_end import TALL, WIDE, _single_gradient_end_kernel, count_rectangles
-from .single_step import SURVIVES, UPDATES, neighbours_inside, of_channels
+from .single_step import SURVIVES, UPDATES, neighbours_inside
 from .tile import advance, cells_of, first_cell, locate
 from .weights import DTYPES, find_overflow, padded_channels, padded_hidden, read_weights, sums_size
 
@@ -98,10 +98,15 @@ def _single_gradient_kernel(
         corner = grid.to(tl.int64) * (CHANNELS - 1) * plane + cell
         offsets = local[:, None] + channel[None, :] * (height * width)
         fate = tl.load(fates_ptr + cell + local, mask=inside, other=0).to(tl.int32)
+        passed = tl.zeros((cells, PADDED), tl.float32)
+        grad_x = tl.zeros((cells, PADDED), tl.float32)
+        grad_y = tl.zeros((cells, PADDED), tl.float32)
         if tl.max((fate >> SURVIVES) & 1, axis=0) != 0:
             status = of_channels(neighbours_inside(y, x, height, width), CHANNELS, PADDED)
             fates = of_channels(fate, CHANNELS, PADDED)
-            identity, sobel_x, sobel_y = perceive(state_ptr + corner + offsets, width, status, 1)
+            here_ptr = state_ptr + corner
+            above, below = here_ptr - width + offsets, here_ptr + width + offsets
+            identity, sobel_x, sobel_y = perceive(above, here_ptr + offsets, below, status, 1)
             perceived = join_features(identity, sobel_x, sobel_y, DTYPE)
             grad = tl.load(grad_ptr + corner + offsets, mask=has(fates, SURVIVES), other=0.0)
             updating = has(fates, UPDATES)
@@ -123,17 +128,13 @@ def _single_gradient_kernel(
                 perceived, grad_delta, weight1, weight2, grad1, grad2
             )
             grad_identity, grad_x, grad_y = split_features(grad_perceived, cells, PADDED)
-            mask = has(status, 4)
             passed = (grad + grad_identity) * unscale
-            tl.store(grad_state_ptr + corner + offsets, passed, mask=mask)
-            tl.store(scratch_ptr + corner + offsets, grad_x * unscale, mask=mask)
-            tl.store(scratch_ptr + numbers + corner + offsets, grad_y * unscale, mask=mask)
-        else:
-            mask = inside[:, None] & (channel < CHANNELS)[None, :]
-            zeros = tl.zeros((cells, PADDED), tl.float32)
-            tl.store(grad_state_ptr + corner + offsets, zeros, mask=mask)
-            tl.store(scratch_ptr + corner + offsets, zeros, mask=mask)
-            tl.store(scratch_ptr + numbers + corner + offsets, zeros, mask=mask)
+            grad_x *= unscale
+            grad_y *= unscale
+        mask = inside[:, None] & (channel < CHANNELS)[None, :]
+        tl.store(grad_state_ptr + corner + offsets, passed, mask=mask)
+        tl.store(scratch_ptr + corner + offsets, grad_x, mask=mask)
+        tl.store(scratch_ptr + numbers + corner + offsets, grad_y, mask=mask)
         grid, strip, run = advance(grid, strip, run, step_grid, step_strip, step_run, runs, strips)
 
     sums_ptr = scratch_ptr + 2 * numbers

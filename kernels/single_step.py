@@ -4,8 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .alive import INSIDE, PRE, RUN, UPDATE, has, unite
-from .bits import dilate_bits, gather_bits, test_bits
+from .alive import HERE, PRE, RUN, UPDATE, has, of_channels, unite
+from .bits import dilate_bits, gather_bits
 from .launch import RUN_CELLS, Launch, LaunchConfig, Rule
 from .mask import draw_update
 from .network import apply_network
@@ -28,21 +28,23 @@ USERS = ["state_ptr", "w1_ptr", "b1_ptr", "w2_ptr", "b2_ptr", "seed_ptr"]
 @triton.jit
 def neighbours_inside(y, x, height, width):
     """Tell which cells of each 3x3 neighbourhood lie in the grid, nine bits as in `around`."""
-    columns = ((x > 0) & (x <= width)).to(tl.int32) | ((x >= 0) & (x < width)).to(tl.int32) << 1
-    columns |= (x + 1 < width).to(tl.int32) << 2
-    above = tl.where((y > 0) & (y <= height), columns, 0)
-    here = tl.where((y >= 0) & (y < height), columns, 0)
-    below = tl.where(y + 1 < height, columns, 0)
-    return above | (here << 3) | (below << 6)
+    columns = tl.where(_lies_below(x - 1, width), 1, 0) | tl.where(_lies_below(x, width), 2, 0)
+    columns |= tl.where(_lies_below(x + 1, width), 4, 0)
+    rows = tl.where(_lies_below(y - 1, height), 1, 0) | tl.where(_lies_below(y, height), 8, 0)
+    rows |= tl.where(_lies_below(y + 1, height), 64, 0)
+    return rows * columns
 
 
 @triton.jit
-def of_channels(status, CHANNELS: tl.constexpr, PADDED: tl.constexpr):
-    """Repeat a word per cell for every channel; padded channels have no bit."""
-    status = tl.broadcast_to(status[:, None], (status.shape[0], PADDED))
-    if CHANNELS < PADDED:
-        status = tl.where((tl.arange(0, PADDED) < CHANNELS)[None, :], status, 0)
-    return status
+def _lies_below(number, size):
+    """Tell whether 0 <= number < size."""
+    return number.to(tl.uint32) < size.to(tl.uint32)
+
+
+@triton.jit
+def make_uniform(value):
+    """Return a scalar such that the compiler sees it is the same in all threads."""
+    return tl.max(tl.zeros((32,), value.dtype) + value, axis=0)
 
 
 @triton.jit(
@@ -109,47 +111,41 @@ def _single_step_kernel(
     for _ in tl.range(program, tiles, programs, disable_licm=True):
         y0, x0 = strip * (HEIGHT - 2) - 1, run * (RUN - 2) - 1
         y, x = y0 + row, x0 + column
-        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        status = neighbours_inside(y, x, height, width)
+        inside = has(status, HERE)
         cell = first_cell(grid, y0, x0, height, width)
         corner = grid.to(tl.int64) * (CHANNELS - 1) * plane + cell
         offsets = local[:, None] + channel[None, :] * (height * width)
         alpha_ptr = state_ptr + corner + ALPHA * plane
         alpha = tl.load(alpha_ptr + local, mask=inside, other=0.0)
-        low, high = gather_bits(alpha > threshold, cells)
-        if low | high != 0:
-            low, high = dilate_bits(low, high)
-            status = neighbours_inside(y, x, height, width) | (inside.to(tl.int32) << INSIDE)
-            status |= test_bits(low, high, cells) << PRE
+        words = gather_bits(alpha > threshold, cells)
+        stored = inside & (in_ring == 0)
+        fate = tl.zeros((cells,), tl.int32)
+        updated = tl.zeros((cells, PADDED), tl.float32)
+        if make_uniform(tl.max(words, axis=0)) != 0:
+            status |= dilate_bits(words, cells) << PRE
             drawn = tl.full((cells,), 1, tl.int32) << UPDATE
             if RANDOM:
                 update = draw_update(cell + local, seed, step, update_limit)
                 drawn = update.to(tl.int32) << UPDATE
             status = unite(status, drawn)
             wide = of_channels(status, CHANNELS, PADDED)
-            identity, sobel_x, sobel_y = perceive(state_ptr + corner + offsets, width, wide, 1)
+            here_ptr = state_ptr + corner
+            above, below = here_ptr - width + offsets, here_ptr + width + offsets
+            identity, sobel_x, sobel_y = perceive(above, here_ptr + offsets, below, wide, 1)
             perceived = join_features(identity, sobel_x, sobel_y, DTYPE)
             delta = apply_network(perceived, weight1, weight2, bias2)
             if RANDOM:
                 delta = tl.where(has(wide, UPDATE), delta, 0.0)
             updated = identity + delta
-            alpha = tl.sum(tl.where((channel == ALPHA)[None, :], updated, 0.0), axis=1)
-            low, high = gather_bits(has(status, INSIDE) & (alpha > threshold), cells)
-            low, high = dilate_bits(low, high)
-            survives = (test_bits(low, high, cells) & (status >> PRE) & 1) != 0
-            stored = has(status, INSIDE) & (in_ring == 0)
-            result = tl.where(survives[:, None], updated, 0.0)
-            mask = stored[:, None] & (channel < CHANNELS)[None, :]
-            tl.store(result_ptr + corner + offsets, result, mask=mask)
-            if KEEP:
-                fate = survives.to(tl.int32) | ((status >> UPDATE) & 1) << UPDATES
-                tl.store(fates_ptr + cell + local, fate.to(tl.uint8), mask=stored)
-        else:
-            stored = inside & (in_ring == 0)
-            mask = stored[:, None] & (channel < CHANNELS)[None, :]
-            zeros = tl.zeros((cells, PADDED), tl.float32)
-            tl.store(result_ptr + corner + offsets, zeros, mask=mask)
-            if KEEP:
-                tl.store(fates_ptr + cell + local, tl.zeros((cells,), tl.uint8), mask=stored)
+            visible = has(wide, HERE) & (channel == ALPHA)[None, :] & (updated > threshold)
+            survives = dilate_bits(gather_bits(visible, cells), cells) & (status >> PRE) & 1
+            fate = survives | ((status >> UPDATE) & 1) << UPDATES
+        result = tl.where(has(fate, SURVIVES)[:, None], updated, 0.0)
+        mask = stored[:, None] & (channel < CHANNELS)[None, :]
+        tl.store(result_ptr + corner + offsets, result, mask=mask)
+        if KEEP:
+            tl.store(fates_ptr + cell + local, fate.to(tl.uint8), mask=stored)
         grid, strip, run = advance(grid, strip, run, step_grid, step_strip, step_run, runs, strips)
 
 

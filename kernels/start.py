@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .alive import PRE, RUN, store_flags
+from .alive import PRE, RUN, pack_flags, store_flags
 from .launch import count_tiles, flag_rows, launch
 from .scale import power_of_two, scale_exponent
 from .tile import cells_of, first_cell, first_word, locate, numbers_of
@@ -53,11 +53,11 @@ def _start_forward_kernel(
     cell = first_cell(grid, y0, x0, height, width)
     offsets = local[:, None] * PADDED + channel[None, :]
     tl.store(states_ptr + cell * PADDED + offsets, state, mask=inside[:, None])
-    alpha = tl.sum(tl.where(channel[None, :] == ALPHA, state, 0.0), axis=1)
+    alpha = inside[:, None] & (channel == ALPHA)[None, :]
+    kept = alpha & (state > threshold)
+    found = alpha.to(tl.int32) | (kept.to(tl.int32) << PRE)
     word = first_word(grid, y0, run, flag_pitch, runs)
-    kept = inside & (alpha > threshold)
-    found = inside.to(tl.int32) | (kept.to(tl.int32) << PRE)
-    store_flags(flags_ptr, word, runs, run, runs, found, HEIGHT)
+    store_flags(flags_ptr, word, runs, run, runs, pack_flags(found, HEIGHT), HEIGHT)
 
 
 def start_forward(state: Tensor, states: Tensor, flags: Tensor, threshold: float) -> None:

@@ -14,6 +14,7 @@ from .alive import (
     dilate,
     has,
     load_flags,
+    of_channels,
     rows_inside,
     unite,
 )
@@ -118,6 +119,8 @@ def _step_backward_kernel(
         passed_target_ptr = passed_out_ptr + cell * CHANNELS
         pair_cell = first_cell(grid, y0 + 1, x0 + 1, height + 2, width + 2)
         pair_target_ptr = pairs_out_ptr + pair_cell * (2 * CHANNELS)
+        passed = tl.zeros((cells, CHANNELS), tl.float32)
+        pair = tl.zeros((cells, 2 * CHANNELS), dtype)
         if any_kept(source_flags_ptr, word, runs, HEIGHT):
             inside_above, inside_here, inside_below = rows_inside(y0 + row, x0, height, width)
             status = alive_rows(
@@ -141,12 +144,13 @@ def _step_backward_kernel(
                 drawn = update.to(tl.int32) << UPDATE
             status = unite(status, drawn)
 
-            pair_status = tl.broadcast_to(status[:, None], (cells, 2 * CHANNELS))
-            status = tl.broadcast_to(status[:, None], (cells, CHANNELS))
-            alive = has(status, PRE)
+            wide = of_channels(status, CHANNELS, CHANNELS)
+            alive = has(wide, PRE)
             # The order of these loads and of the products after them decides about spills.
+            pointers = source_ptr + cell * CHANNELS + offsets
+            pitch = width * CHANNELS
             identity, sobel_x, sobel_y = perceive(
-                source_ptr + cell * CHANNELS + offsets, width * CHANNELS, status, CHANNELS
+                pointers - pitch, pointers, pointers + pitch, wide, CHANNELS
             )
             perceived = join_features(identity, sobel_x, sobel_y, dtype)
             grad = tl.load(passed_in_ptr + cell * CHANNELS + offsets, mask=alive, other=0.0)
@@ -158,7 +162,7 @@ def _step_backward_kernel(
             grad += tl.where(alive, received, 0.0)
             grad_delta = grad
             if RANDOM:
-                grad_delta = tl.where(has(status, UPDATE), grad, 0.0)
+                grad_delta = tl.where(has(wide, UPDATE), grad, 0.0)
 
             grad_bias2 += tl.sum(tl.reshape(grad_delta, (2, cells // 2, CHANNELS)), axis=0)
             grad1, grad2, grad_perceived = differentiate_network(
@@ -166,16 +170,11 @@ def _step_backward_kernel(
             )
             grad_identity, grad_x, grad_y = split_features(grad_perceived, cells, CHANNELS)
             passed = grad + grad_identity
-            tl.store(passed_target_ptr + offsets, passed, mask=has(status, INSIDE))
             pair = tl.join(grad_x.to(dtype), grad_y.to(dtype))
             pair = tl.reshape(pair, (cells, 2 * CHANNELS))
-            tl.store(pair_target_ptr + pair_offsets, pair, mask=has(pair_status, INSIDE))
-        else:
-            inside = ((row < height - y0) & (column < width - x0))[:, None]
-            zeros = tl.zeros((cells, CHANNELS), tl.float32)
-            tl.store(passed_target_ptr + offsets, zeros, mask=inside)
-            zeros = tl.zeros((cells, 2 * CHANNELS), dtype)
-            tl.store(pair_target_ptr + pair_offsets, zeros, mask=inside)
+        inside = ((row < height - y0) & (column < width - x0))[:, None]
+        tl.store(passed_target_ptr + offsets, passed, mask=inside)
+        tl.store(pair_target_ptr + pair_offsets, pair, mask=inside)
         grid, strip, run = advance(grid, strip, run, step_grid, step_strip, step_run, runs, strips)
 
     # Pointers that lived through the loop would cost it registers.

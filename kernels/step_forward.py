@@ -4,7 +4,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .alive import INSIDE, OWN, PRE, RUN, UPDATE, alive_rows, has, rows_inside, store_flags, unite
+from .alive import (
+    INSIDE,
+    OWN,
+    PRE,
+    RUN,
+    UPDATE,
+    alive_rows,
+    has,
+    of_channels,
+    pack_flags,
+    rows_inside,
+    store_flags,
+    unite,
+)
 from .launch import LaunchConfig, Rule, count_tiles, launch
 from .mask import draw_update
 from .network import apply_network
@@ -79,6 +92,8 @@ def forward_tile(
     cell = first_cell(grid, y0, x0, height, width)
     word = first_word(grid, y0, run, flag_rows, runs)
     out_ptr = target_ptr + cell * CHANNELS
+    stored = tl.zeros((cells, CHANNELS), tl.float32)
+    found = tl.zeros((HEIGHT,), tl.int32)
     if any_kept(source_flags_ptr, word, runs, HEIGHT):
         inside_above, inside_here, inside_below = rows_inside(y0 + row, x0, height, width)
         status = alive_rows(
@@ -96,25 +111,25 @@ def forward_tile(
             update = draw_update(cell + local, seed, step_number, update_limit)
             drawn = update.to(tl.int32) << UPDATE
         status = unite(status, drawn)
-        status = tl.broadcast_to(status[:, None], (cells, CHANNELS))
+        wide = of_channels(status, CHANNELS, CHANNELS)
+        pointers = source_ptr + cell * CHANNELS + offsets
+        pitch = width * CHANNELS
         identity, sobel_x, sobel_y = perceive(
-            source_ptr + cell * CHANNELS + offsets, width * CHANNELS, status, CHANNELS
+            pointers - pitch, pointers, pointers + pitch, wide, CHANNELS
         )
         perceived = join_features(identity, sobel_x, sobel_y, dtype)
         delta = apply_network(perceived, weight1, weight2, bias2)
         if RANDOM:
-            delta = tl.where(has(status, UPDATE), delta, 0.0)
+            delta = tl.where(has(status, UPDATE)[:, None], delta, 0.0)
         updated = identity + delta
-        stored = tl.where(has(status, PRE), updated, 0.0)
-        tl.store(out_ptr + offsets, stored, mask=has(status, INSIDE))
-        visible = has(status, INSIDE) & (channel == ALPHA)[None, :] & (updated > threshold)
-        found = tl.where(visible, 1 | (has(status, PRE).to(tl.int32) << PRE), 0)
-        store_flags(target_flags_ptr, word, runs, run, runs, tl.sum(found, axis=1), HEIGHT)
-    else:
-        zeros = tl.zeros((cells, CHANNELS), tl.float32)
-        inside = (row < height - y0) & (column < width - x0)
-        tl.store(out_ptr + offsets, zeros, mask=inside[:, None])
-        store_flags(target_flags_ptr, word, runs, run, runs, row * 0, HEIGHT)
+        stored = tl.where(has(status, PRE)[:, None], updated, 0.0)
+        visible = has(status, INSIDE)[:, None] & (channel == ALPHA)[None, :] & (updated > threshold)
+        kept = has(status, PRE).to(tl.int32) << PRE
+        flags = tl.where(visible, 1 | kept[:, None], 0)
+        found = pack_flags(flags, HEIGHT)
+    inside = (row < height - y0) & (column < width - x0)
+    tl.store(out_ptr + offsets, stored, mask=inside[:, None])
+    store_flags(target_flags_ptr, word, runs, run, runs, found, HEIGHT)
 
 
 @triton.jit(

@@ -42,12 +42,12 @@ SINGLE_PROBES = [
 MUTANTS = {
     "mask dropped forward": (
         "step_forward.py",
-        "delta = tl.where(has(status, UPDATE), delta, 0.0)",
+        "delta = tl.where(has(status, UPDATE)[:, None], delta, 0.0)",
         "delta += 0.0",
     ),
     "mask dropped backward": (
         "step_backward.py",
-        "grad_delta = tl.where(has(status, UPDATE), grad, 0.0)",
+        "grad_delta = tl.where(has(wide, UPDATE), grad, 0.0)",
         "grad_delta = grad",
     ),
     "seed used again every step": (
@@ -63,8 +63,8 @@ MUTANTS = {
     ),
     "halo shifted": (
         "perceive.py",
-        "_neighbour(top + CELL, status, 2)",
-        "_neighbour(top, status, 1)",
+        "_neighbour(above + CELL, status, 2)",
+        "_neighbour(above, status, 1)",
     ),
     "transposed filters not negated": (
         "perceive.py",
@@ -74,7 +74,7 @@ MUTANTS = {
     "threshold not strict": ("step_forward.py", "(updated > threshold)", "(updated >= threshold)"),
     "cells born that were dead before": (
         "step_forward.py",
-        "stored = tl.where(has(status, PRE), updated, 0.0)",
+        "stored = tl.where(has(status, PRE)[:, None], updated, 0.0)",
         "stored = updated",
     ),
     "post-update test dropped": (
@@ -157,54 +157,49 @@ SINGLE_MUTANTS = {
     ),
     "threshold not strict after": (
         "single_step.py",
-        "(alpha > threshold), cells",
-        "(alpha >= threshold), cells",
+        "(updated > threshold)",
+        "(updated >= threshold)",
     ),
     "cells born that were dead before": (
         "single_step.py",
-        "(test_bits(low, high, cells) & (status >> PRE) & 1) != 0",
-        "test_bits(low, high, cells) != 0",
+        "gather_bits(visible, cells), cells) & (status >> PRE) & 1",
+        "gather_bits(visible, cells), cells)",
     ),
     "post-update test dropped": (
         "single_step.py",
-        "(test_bits(low, high, cells) & (status >> PRE) & 1) != 0",
-        "((status >> PRE) & 1) != 0",
+        "dilate_bits(gather_bits(visible, cells), cells) & (status >> PRE) & 1",
+        "(status >> PRE) & 1",
     ),
     "dead neighbours ignored": (
         "single_step.py",
-        "has(status, INSIDE) & (alpha",
-        "has(status, PRE) & (alpha",
+        "has(wide, HERE) & (channel",
+        "has(wide, PRE) & (channel",
     ),
     "cells outside of the grid alive": (
         "single_step.py",
-        "has(status, INSIDE) & (alpha",
-        "(status > -1) & (alpha",
+        "has(wide, HERE) & (channel",
+        "(wide > -1) & (channel",
     ),
-    "padding perceived on the right": ("single_step.py", "(x + 1 < width)", "(x < width)"),
-    "padding perceived below": (
-        "single_step.py",
-        "(y + 1 < height, columns",
-        "(y < height, columns",
-    ),
+    "padding perceived on the left": ("single_step.py", "below(x - 1, width)", "below(x, width)"),
+    "padding perceived on the right": ("single_step.py", "below(x + 1, width)", "below(x, width)"),
+    "padding perceived above": ("single_step.py", "below(y - 1, height)", "below(y, height)"),
+    "padding perceived below": ("single_step.py", "below(y + 1, height)", "below(y, height)"),
     "ring stored": ("single_step.py", "| (column == 0) |", "|"),
     "ring too wide": ("single_step.py", "(column == RUN - 1)", "(column >= RUN - 2)"),
     "dead tiles left alone": (
         "single_step.py",
-        "offsets, zeros, mask=mask)",
-        "offsets, zeros, mask=mask & (row < 0)[:, None])",
+        "offsets, result, mask=mask)",
+        "offsets, result, mask=mask & (tl.max(fate, axis=0) != 0))",
     ),
-    "fates of dead tiles left alone": (
+    "fates of dead tiles wrong": (
         "single_step.py",
-        "tl.uint8), mask=stored)\n        grid",
-        "tl.uint8), mask=row < 0)\n        grid",
+        "fate = tl.zeros((cells,), tl.int32)",
+        "fate = tl.full((cells,), 1, tl.int32)",
     ),
     "fate of the mask lost": ("single_step.py", "& 1) << UPDATES", "& 1) << 3"),
-    "rows of a tile torn apart": ("bits.py", "(low >> RUN) | (high << (64 - RUN))", "low >> RUN"),
-    "bits not spread to the left": (
-        "bits.py",
-        "low | (low << 1) | (low >> 1)",
-        "low | (low << 1)",
-    ),
+    "words torn apart": ("bits.py", " | (before >> (32 - RUN))", ""),
+    "words in a wrong order": ("bits.py", "word + (count - 1)", "word + (count - 2)"),
+    "bits not spread to the left": ("bits.py", "(rows << 1) | (rows >> 1)", "rows << 1"),
     "gradient through cells that died": (
         "single_gradient.py",
         "mask=has(fates, SURVIVES), other=0.0",
@@ -245,8 +240,8 @@ SINGLE_MUTANTS = {
     ),
     "gradients of dead tiles left alone": (
         "single_gradient.py",
-        "grad_state_ptr + corner + offsets, zeros, mask=mask)",
-        "grad_state_ptr + corner + offsets, zeros, mask=mask & (row < 0)[:, None])",
+        "offsets, passed, mask=mask)",
+        "offsets, passed, mask=mask & (tl.max(fate, axis=0) != 0))",
     ),
     "overflow of weights not noted": (
         "single_gradient.py",
