@@ -179,7 +179,9 @@ def compiled_kernels(text: str) -> str:
     lines = text.splitlines()
     header = next(i for i, line in enumerate(lines) if re.match(r"\| kernel +\| variant", line))
     rows = [
-        line for line in lines[header:] if re.match(r"\| step_\w+ \| fp16-c16-h128 \| sm_90 ", line)
+        line
+        for line in lines[header:]
+        if re.match(r"\| (step|single)_(forward|backward) \| fp16-c16-h128 \| sm_90 ", line)
     ]
     return "\n".join(
         [
