@@ -86,8 +86,7 @@ def _persistent_kernel(
         for step in tl.range(0, steps, disable_licm=True):
             source = (first_step * 0 + step) % slots
             target = (first_step * 0 + step + 1) % slots
-            for number in tl.range(0, tl.cdiv(tiles - member, members), disable_licm=True):
-                tile = member + number * members
+            for tile in tl.range(member, tiles, members, disable_licm=True):
                 strip = tile // runs
                 forward_tile(
                     states_ptr + source * slot_cells * CHANNELS,

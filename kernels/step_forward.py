@@ -127,7 +127,7 @@ def forward_tile(
         kept = has(status, PRE).to(tl.int32) << PRE
         flags = tl.where(visible, 1 | kept[:, None], 0)
         found = pack_flags(flags, HEIGHT)
-    inside = (row < height - y0) & (column < width - x0)
+    inside = (y0 + row < height) & (x0 + column < width)
     tl.store(out_ptr + offsets, stored, mask=inside[:, None])
     store_flags(target_flags_ptr, word, runs, run, runs, found, HEIGHT)
 
