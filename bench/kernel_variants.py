@@ -18,14 +18,40 @@ from fastnca.kernels.single_gradient_end import TALL, WIDE
 from fastnca.kernels.weights import PACK_BLOCK
 
 FLOATS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-INTEGERS = set(
-    "source target step batch height width flag_rows flag_pitch update_limit groups members most "
-    "slots base rows channels hidden tiles blocks".split()
-)
-LONG_INTEGERS = set(
-    "seed first_step steps words pair_numbers numbers state_size w1_size b1_size w2_size "
-    "b2_size".split()
-)
+INTEGERS = {
+    "source",
+    "target",
+    "step",
+    "batch",
+    "height",
+    "width",
+    "flag_rows",
+    "flag_pitch",
+    "update_limit",
+    "groups",
+    "members",
+    "most",
+    "slots",
+    "base",
+    "rows",
+    "channels",
+    "hidden",
+    "tiles",
+    "blocks",
+}
+LONG_INTEGERS = {
+    "seed",
+    "first_step",
+    "steps",
+    "words",
+    "pair_numbers",
+    "numbers",
+    "state_size",
+    "w1_size",
+    "b1_size",
+    "w2_size",
+    "b2_size",
+}
 
 
 @dataclass(frozen=True)
