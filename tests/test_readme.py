@@ -17,7 +17,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 def test_it_opens_with_the_two_commands():
     install, test = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)[:2]
     assert install == "python -m pip install . && fastnca train --out runs/circle"
-    assert test == 'python -m pip install -e ".[test]" && python -m pytest'
+    assert test == ('python -m pip install -e ".[test]" && python -m pytest -n 2 --dist loadfile')
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[block.splitlines()[0] for block in BLOCKS])

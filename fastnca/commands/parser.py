@@ -136,7 +136,7 @@ def _add_option(group: "argparse._ArgumentGroup", option: "Field[Any]") -> None:
     """Add the flag of one field of `TrainConfig`; without it the preset decides."""
     flag = "--" + option.name.replace("_", "-")
     if option.name == "seed":
-        group.add_argument(flag, type=int, default=3, help="fixes every random choice (3)")
+        group.add_argument(flag, type=int, default=15, help="fixes every random choice (15)")
     elif isinstance(option.default, bool):
         group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
     elif isinstance(option.default, tuple):

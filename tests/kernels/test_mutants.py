@@ -189,7 +189,7 @@ SINGLE_MUTANTS = {
     "dead tiles left alone": (
         "single_step.py",
         "offsets, result, mask=mask)",
-        "offsets, result, mask=mask & (tl.max(fate, axis=0) != 0))",
+        "offsets, result, mask=mask & (fate + tl.max(fate, axis=0) > 0)[:, None])",
     ),
     "fates of dead tiles wrong": (
         "single_step.py",
@@ -241,7 +241,7 @@ SINGLE_MUTANTS = {
     "gradients of dead tiles left alone": (
         "single_gradient.py",
         "offsets, passed, mask=mask)",
-        "offsets, passed, mask=mask & (tl.max(fate, axis=0) != 0))",
+        "offsets, passed, mask=mask & (fate + tl.max(fate, axis=0) > 0)[:, None])",
     ),
     "overflow of weights not noted": (
         "single_gradient.py",
