@@ -44,8 +44,9 @@ class Record:
         spill_bytes: of a thread, in local memory.
         shared_bytes: of a program.
         tensor_core_instructions: in the whole kernel.
-        tensor_core_waits: how often a program waits for asynchronous ones; on sm_90 one for each
-            product of matrices, unless the compiler lets them follow one another.
+        tensor_core_waits: how often a program waits for asynchronous ones; on sm_90 once for each
+            product of matrices, and more often where the compiler lets its instructions wait for
+            one another.
         barriers: at which the warps of a program wait for one another, in the whole kernel.
         warp_instructions_per_cell: of the main loop.
     """

@@ -87,6 +87,28 @@ def halo_errors(device: torch.device, form: dict, down: bool = False) -> list[st
     return errors
 
 
+def reach_errors(device: torch.device) -> list[str]:
+    """Each of three steps raises alpha by 1 in every living cell; they spread along a line.
+
+    Most of its tiles are out of reach, and would rise as well if one step took them for living.
+    """
+    errors = []
+    *network, b2 = zero_network(16, 16, device)
+    b2[3] = 1.0
+    b2.requires_grad_()
+    state = torch.zeros(1, 16, 1, 41, device=device)
+    state[..., 0] = 1.0
+    result = fused_rollout(state, (*network, b2), steps=3, **STEP)
+    expected = state.clone()
+    expected[0, 3, 0, :4] = torch.tensor([4.0, 3.0, 2.0, 1.0], device=device)
+    if not torch.equal(result, expected):
+        errors.append("other cells than the first four are alive")
+    (grad_b2,) = torch.autograd.grad(result.sum(), b2)
+    if not torch.equal(grad_b2, torch.full_like(b2, 9.0)):
+        errors.append("the bias feels other updates than nine")
+    return errors
+
+
 def count_errors(device: torch.device) -> list[str]:
     """Three launches of which the device takes two; each step adds 1 to channel 0 of every cell."""
     errors = []

@@ -20,6 +20,7 @@ from tests.kernels.scenarios import (
     forms,
     halo_errors,
     overflow_errors,
+    reach_errors,
     scale_errors,
     threshold_errors,
 )
@@ -89,6 +90,21 @@ MUTANTS = {
     ),
     "flags not told to the run on the left": ("alive.py", "mask=own_run > 0", "mask=own_run < 0"),
     "tiles skipped too eagerly": ("tile.py", "0x3FFC0", "0x0FF00"),
+    "dead tiles left alone": (
+        "step_forward.py",
+        "stored, mask=inside[:, None])",
+        "stored, mask=(inside.to(tl.int32) * tl.max(found, axis=0) != 0)[:, None])",
+    ),
+    "flags of dead tiles wrong": (
+        "step_forward.py",
+        "found = tl.zeros((HEIGHT,), tl.int32)",
+        "found = tl.full((HEIGHT,), -1, tl.int32)",
+    ),
+    "gradients of dead tiles wrong": (
+        "step_backward.py",
+        "passed = tl.zeros((cells, CHANNELS), tl.float32)",
+        "passed = tl.full((cells, CHANNELS), 1.0, tl.float32)",
+    ),
     "gradient through cells that died": ("step_backward.py", "((post & 1) ^ 1)", "(post & 0)"),
     "rectifier not differentiated": (
         "network.py",
@@ -297,7 +313,8 @@ def complaints(folder: Path, device: torch.device, patch: pytest.MonkeyPatch) ->
     """Run the probes of rollouts on the kernels in `folder`; collect what comparisons say."""
     load_patched(folder, patch)
     _, form = forms(device)
-    found = threshold_errors(device, form) + halo_errors(device, form) + count_errors(device)
+    found = threshold_errors(device, form) + halo_errors(device, form)
+    found += count_errors(device) + reach_errors(device)
     for case in PROBES:
         if not found:
             problem = make_problem(case)

@@ -11,6 +11,7 @@ from tests.kernels.scenarios import (
     border_errors,
     forms,
     halo_errors,
+    reach_errors,
     threshold_errors,
     zero_network,
 )
@@ -26,6 +27,10 @@ def test_dead_neighbour_keeps_a_cell_alive(device: torch.device) -> None:
     for form in forms(device):
         assert not halo_errors(device, form)
         assert not halo_errors(device, form, down=True)
+
+
+def test_cells_out_of_reach_stay_dead(device: torch.device) -> None:
+    assert not reach_errors(device)
 
 
 def test_next_number_above_the_threshold_is_alive(device: torch.device) -> None:
