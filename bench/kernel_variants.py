@@ -14,6 +14,7 @@ from fastnca.fused.support import size_reasons
 from fastnca.kernels import DTYPES, OPERAND_DTYPES, SINGLE_NETWORK, choose_launch
 from fastnca.kernels.gradients import BLOCK, FILL_BLOCK, ROWS
 from fastnca.kernels.launch import OPTIONS, RUN_CELLS
+from fastnca.kernels.persistent import choose_persistent
 from fastnca.kernels.single_gradient_end import TALL, WIDE
 from fastnca.kernels.weights import PACK_BLOCK
 
@@ -99,7 +100,10 @@ def variants(target: str, large: bool = False) -> Iterator[Variant]:
         name = f"{precision}-c{channels}-h{hidden}"
         for kernel in ("step_forward", "step_backward", "persistent"):
             direction = kernel.removeprefix("step_")
-            config = choose_launch(direction, channels, hidden, operand, capability)
+            if kernel == "persistent":
+                config = choose_persistent(channels, hidden, operand)
+            else:
+                config = choose_launch(direction, channels, hidden, operand, capability)
             for random in (True, False):
                 constants = {**sized, "RANDOM": random, "HEIGHT": config.tile_height}
                 variant = name if random else f"{name}-eval"

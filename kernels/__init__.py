@@ -17,7 +17,6 @@ from .launch import (
     flag_runs,
     pair_cells,
 )
-from .persistent import persistent_forward
 from .single_gradient import prepare_backward
 from .single_gradient_end import count_rectangles
 from .single_step import prepare_forward, single_tiles
@@ -57,7 +56,6 @@ __all__ = [
     "padded_hidden",
     "pair_cells",
     "partial_size",
-    "persistent_forward",
     "poison",
     "prepare_backward",
     "prepare_forward",

@@ -35,6 +35,9 @@ UPDATE = tl.constexpr(10)
 INSIDE = tl.constexpr(11)
 """Bit of a cell's status: lies in the grid."""
 
+ALL_FLAGS = tl.constexpr(0xFF | 0xFF << PRE.value)
+"""Both flags of eight cells, as `pack_flags` packs them."""
+
 
 @triton.jit
 def load_flags(flags_ptr, offsets, pitch):
@@ -104,6 +107,18 @@ def of_channels(word, CHANNELS: tl.constexpr, PADDED: tl.constexpr):
 def has(word, BIT: tl.constexpr):
     """Test bit `BIT` of each word."""
     return ((word >> BIT) & 1) != 0
+
+
+@triton.jit
+def is_finite(values):
+    """Test which values are neither infinite nor NaN."""
+    return tl.abs(values) < float("inf")
+
+
+@triton.jit
+def is_visible(alpha, threshold):
+    """Test which alpha are above the threshold, or not finite."""
+    return ((alpha <= threshold) & (alpha > float("-inf"))) == 0
 
 
 @triton.jit
@@ -177,6 +192,22 @@ def pack_flags(found, HEIGHT: tl.constexpr):
     if len(found.shape) == 2:
         position = position[:, None]
     return tl.sum(tl.reshape(found << position, (HEIGHT, found.numel // HEIGHT)), axis=1)
+
+
+@triton.jit
+def flag_runs_not_finite(packed, updated):
+    """Set both flags of a row of a tile in which a value is not finite.
+
+    Args:
+        packed: `[HEIGHT]` int32, flags as `pack_flags` packs them.
+        updated: `[HEIGHT * 8, CHANNELS]` float32, the updated state of the tile.
+
+    Returns:
+        `[HEIGHT]` int32.
+    """
+    height: tl.constexpr = packed.numel
+    zeros = tl.reshape(updated * 0.0, (height, updated.numel // height))
+    return tl.where(tl.sum(zeros, axis=1) == 0, packed, ALL_FLAGS)
 
 
 @triton.jit

@@ -8,7 +8,7 @@ from .alive import OWN, RUN, dilate, load_flags
 from .gradients import note_overflow
 from .launch import count_tiles, flag_rows, launch
 from .perceive import perceive_grad
-from .tile import cells_of, first_cell, first_word, locate
+from .tile import cells_of, first_cell, first_number, first_word, locate
 
 TILE_HEIGHT = 8
 
@@ -54,7 +54,7 @@ def _finish_forward_kernel(
     cell = slot * batch * plane + first_cell(grid, y0, x0, height, width)
     offsets = local[:, None] * PADDED + channel[None, :]
     state = tl.load(states_ptr + cell * PADDED + offsets, mask=alive[:, None], other=0.0)
-    corner = grid * CHANNELS * plane + y0.to(tl.int64) * width + x0
+    corner = first_number(grid, y0, x0, height, width, CHANNELS)
     tl.store(
         state_ptr + corner + local[:, None] + channel[None, :] * plane,
         state,
@@ -122,8 +122,8 @@ def _finish_backward_kernel(
     pair_offsets = pair_local[:, None] * (2 * PADDED) + both[None, :]
     pitch = (width + 2) * (2 * PADDED)
     grad += perceive_grad(pairs_ptr + pair * (2 * PADDED) + pair_offsets, pitch, PADDED)
-    grad /= tl.load(scale_ptr)
-    corner = grid * CHANNELS * plane + y0.to(tl.int64) * width + x0
+    grad *= tl.load(scale_ptr)
+    corner = first_number(grid, y0, x0, height, width, CHANNELS)
     mask = inside[:, None] & (channel < CHANNELS)[None, :]
     grad_offsets = local[:, None] + channel[None, :] * plane
     tl.store(grad_state_ptr + corner + grad_offsets, grad, mask=mask)
@@ -140,8 +140,8 @@ def finish_backward(
         passed: `[2, B, H, W, CP]` float32, gradients that reach the cell itself, scaled; the
             first half is read.
         pairs: `[pair_cells, CP, 2]` operands, gradients of the Sobel features, scaled; likewise.
-        scale: `[2]` float32: the power of two that gradients were multiplied by; becomes 1 if a
-            result is not finite.
+        scale: `[2]` float32: the inverse of the power of two that gradients were multiplied by;
+            the second number becomes 1 if a result is not finite.
         grad_state: `[B, C, H, W]` float32, contiguous; written.
         checked: whether to look for results that are not finite.
     """

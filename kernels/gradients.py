@@ -134,7 +134,7 @@ def _reduce_gradients_kernel(
     rows = tl.where(tl.load(counter_ptr + 2) > 0, rows, 0)
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = add_rows(partials_ptr, rows, index, size, ROWS)
-    total /= tl.load(scale_ptr)
+    total *= tl.load(scale_ptr)
     unpack_gradients(
         total,
         index,
@@ -163,8 +163,8 @@ def reduce_gradients(
 
     Args:
         partials: `[programs, partial_size]` float32.
-        scale: `[2]` float32: what gradients were multiplied by; becomes 1 if a result is not
-            finite.
+        scale: `[2]` float32: the inverse of what gradients were multiplied by; the second number
+            becomes 1 if a result is not finite.
         counter: `[3]` int64: seed, number of the rollout's first step, number of its steps.
         weights: the packed weights.
         grads: gradients of w1, b1, w2 and b2, float32, contiguous; written.

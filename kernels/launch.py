@@ -56,14 +56,14 @@ def choose_launch(
 ) -> LaunchConfig:
     """Choose the launch of a step kernel from a fixed table, never by timing.
 
-    Tiles are as tall as the registers allow (`python -m bench.kernel_report`): with `wgmma`, from
-    compute capability 9 on, an MMA of 128 cells by 128 hidden units fits; before that, and with
-    larger weights, half of it, or a quarter backward; float32 products run without tensor cores, on
-    32 cells. Programs that stay resident take half a tile too, of which more can be shared out in
-    every step.
+    Tiles are as tall as the registers allow (`python -m bench.kernel_report`): with the
+    asynchronous tensor cores of data-centre GPUs, compute capabilities 9 and 10, an MMA of 128
+    cells by 128 hidden units fits; on all others, consumer GPUs of capability 12 included, and with
+    larger weights, half of it, or a quarter backward; float32 products run without tensor cores,
+    on 32 cells.
 
     Args:
-        direction: "forward", "backward" or "persistent", "single_step" or "single_gradient".
+        direction: "forward", "backward", "single_step" or "single_gradient".
         channels: padded channels, 16 or 32.
         hidden: padded hidden units, 16 to 256.
         dtype: type of the MMA operands.
@@ -73,17 +73,18 @@ def choose_launch(
     Returns:
         The configuration.
     """
-    tall = capability >= 9 and channels * hidden <= 16 * 128
+    asynchronous = capability in (9, 10)
+    tall = asynchronous and channels * hidden <= 16 * 128
     if dtype == torch.float32:
         height, warps = (4, 4) if direction in ("backward", "single_gradient") else (4, 8)
-    elif direction == "persistent":
-        height, warps = 8, 4
     elif direction in ("forward", "single_step"):
         height, warps = (16, 4) if tall else (8, 4)
-    elif capability >= 9:
+    elif asynchronous:
         height, warps = (16, 8) if tall else (8, 8)
+    elif channels * hidden == 16 * 128:
+        height, warps = 8, 8
     else:
-        height, warps = 4, 4 if channels == 16 else 8
+        height, warps = 4, 4 if channels * hidden < 16 * 128 else 8
     resident = 1 if warps == 8 else 2
     programs = resident * processors if processors else INTERPRETED_PROGRAMS
     return LaunchConfig(height, warps, programs)
@@ -143,10 +144,11 @@ def launch(
 ) -> None:
     """Launch a kernel, compiled at most once per constants, dtypes and device.
 
-    Triton's own launcher classifies every argument of every call. Here all pointers are starts of
-    allocations (16-byte aligned) and no scalar is specialised, so the constants, the operands'
-    type and the device identify the compiled kernel. The tensors' device must be the current one
-    (`device_guard`): a rollout sees to that once.
+    Triton's own launcher classifies every argument of every call. Here no scalar is specialised.
+    A pointer is either 16-byte aligned or named in the kernel's `do_not_specialize_on_alignment`,
+    as those to the caller's tensors are. So the constants, the operands' type and the device
+    identify the compiled kernel. The tensors' device must be the current one (`device_guard`):
+    a rollout sees to that once.
 
     Args:
         kernel: a `triton.jit` function.

@@ -47,7 +47,7 @@ def differentiate_network(perceived, grad_delta, weight1, weight2, grad1, grad2)
     grad_delta = grad_delta.to(dtype)
     grad_hidden = tl.dot(weight2, tl.trans(grad_delta), input_precision="ieee")
     hidden = tl.dot(tl.trans(weight1), tl.trans(perceived), input_precision="ieee")
-    grad_hidden = tl.where(hidden > 0, grad_hidden, 0.0).to(dtype)
+    grad_hidden = tl.where(hidden <= 0, 0.0, grad_hidden).to(dtype)  # passes where h is NaN
     hidden = rectify(hidden, dtype)
     grad1 = tl.dot(grad_hidden, perceived, grad1, input_precision="ieee")
     grad2 = tl.dot(hidden, grad_delta, grad2, input_precision="ieee")

@@ -124,11 +124,15 @@ def _bits(values):
 
 @triton.jit
 def rectify(hidden, DTYPE: tl.constexpr):
-    """Apply ReLU and round to `DTYPE`; on packed halves where the type has a packed maximum."""
+    """Apply ReLU and round to `DTYPE`; on packed halves where the type has a packed maximum.
+
+    NaN stays NaN, as in `torch.relu`. The maximum of a GPU would return its other argument.
+    """
+    keep_nan: tl.constexpr = tl.PropagateNan.ALL
     if tl.float16 == DTYPE:
-        return tl.maximum(hidden.to(DTYPE), 0)
+        return tl.maximum(hidden.to(DTYPE), 0, propagate_nan=keep_nan)
     else:
-        return tl.maximum(hidden, 0.0).to(DTYPE)
+        return tl.maximum(hidden, 0.0, propagate_nan=keep_nan).to(DTYPE)
 
 
 @triton.jit

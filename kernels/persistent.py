@@ -1,7 +1,8 @@
-"""All steps of a rollout in one launch: programs stay resident and wait for each other.
+"""Experimental: all steps of a rollout in one launch, whose programs wait for each other.
 
-Experimental, and not run on hardware yet. Grids do not depend on each other, so the programs that
-share a grid, a group, wait for each other after every step and for nobody else.
+Nothing in the package launches this kernel; `fastnca.fused.experimental` does, for its test and for
+`bench/gpu_timing.py`. It has not run on hardware yet. Grids do not depend on each other, so the
+programs that share a grid, a group, wait for each other after every step and for nobody else.
 """
 
 import torch
@@ -10,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .alive import RUN
-from .launch import LaunchConfig, Rule, count_tiles, launch
+from .launch import INTERPRETED_PROGRAMS, LaunchConfig, Rule, count_tiles, launch
 from .step_forward import forward_tile
 from .weights import Weights, load_bias2, load_weights
 
@@ -112,6 +113,30 @@ def _persistent_kernel(
                 )
             expected += members
             _wait_for_group(arrived_ptr + group, expected)
+
+
+def choose_persistent(
+    channels: int, hidden: int, dtype: torch.dtype, processors: int = 0
+) -> LaunchConfig:
+    """Choose tiles, warps and the number of programs, all of which must be resident at once.
+
+    Half a tile per program leaves more of them to share out in every step. Two programs of 16
+    channels need 56 KiB of a multiprocessor's shared memory, one of 32 channels or of float32
+    operands as much as both; consumer GPUs have 99 KiB.
+
+    Args:
+        channels: padded channels, 16 or 32.
+        hidden: padded hidden units, 16 to 256.
+        dtype: type of the MMA operands.
+        processors: streaming multiprocessors of the device; 0 in the interpreter.
+
+    Returns:
+        The configuration.
+    """
+    half = dtype != torch.float32
+    height, warps = (8, 4) if half else (4, 8)
+    resident = 2 if half and channels == 16 and hidden <= 128 else 1
+    return LaunchConfig(height, warps, resident * processors or INTERPRETED_PROGRAMS)
 
 
 def choose_groups(batch: int, tiles: int, programs: int, waits: bool) -> tuple[int, int]:

@@ -17,8 +17,9 @@ from .single_step import SURVIVES, UPDATES, neighbours_inside
 from .tile import advance, cells_of, first_cell, locate
 from .weights import DTYPES, find_overflow, padded_channels, padded_hidden, read_weights, sums_size
 
-USERS = ["state_ptr", "grad_ptr", "w1_ptr", "b1_ptr", "w2_ptr"]
-"""Tensors of the caller's, which may begin at any number of their memory."""
+USERS = ["state_ptr", "fates_ptr", "grad_ptr", "w1_ptr", "b1_ptr", "w2_ptr"]
+"""Tensors of the caller's, which may begin at any number of their memory; fates too, which a hook
+on saved tensors may have replaced."""
 
 CHECK_BLOCK = tl.constexpr(1024)
 """Weights that are looked at together for overflow."""

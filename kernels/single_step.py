@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .alive import HERE, PRE, RUN, UPDATE, has, of_channels, unite
+from .alive import HERE, PRE, RUN, UPDATE, has, is_visible, of_channels, unite
 from .bits import dilate_bits, gather_bits
 from .launch import RUN_CELLS, Launch, LaunchConfig, Rule
 from .mask import draw_update
@@ -90,6 +90,8 @@ def _single_step_kernel(
     The test after the update needs the updated alpha around each cell. So neighbouring tiles
     overlap: every cell of a tile is updated, and all but the outermost ones, its ring, are stored.
     What the derivative has to know about a cell, whether it survived and took part, is one byte.
+    A cell whose alpha is not finite counts as alive; what is not finite in a cell that dies all the
+    same is NaN, not zero, in the result.
     """
     cells: tl.constexpr = HEIGHT * RUN
     nothing = height.to(tl.int64) * 0  # the interpreter holds some long arguments in 32 bits
@@ -118,7 +120,7 @@ def _single_step_kernel(
         offsets = local[:, None] + channel[None, :] * (height * width)
         alpha_ptr = state_ptr + corner + ALPHA * plane
         alpha = tl.load(alpha_ptr + local, mask=inside, other=0.0)
-        words = gather_bits(alpha > threshold, cells)
+        words = gather_bits(is_visible(alpha, threshold), cells)
         stored = inside & (in_ring == 0)
         fate = tl.zeros((cells,), tl.int32)
         updated = tl.zeros((cells, PADDED), tl.float32)
@@ -138,10 +140,12 @@ def _single_step_kernel(
             if RANDOM:
                 delta = tl.where(has(wide, UPDATE), delta, 0.0)
             updated = identity + delta
-            visible = has(wide, HERE) & (channel == ALPHA)[None, :] & (updated > threshold)
-            survives = dilate_bits(gather_bits(visible, cells), cells) & (status >> PRE) & 1
+            visible = (channel == ALPHA)[None, :] & ((updated <= threshold) == 0)
+            words = gather_bits(visible & has(wide, HERE), cells)
+            survives = dilate_bits(words, cells) & (status >> PRE) & 1
             fate = survives | ((status >> UPDATE) & 1) << UPDATES
-        result = tl.where(has(fate, SURVIVES)[:, None], updated, 0.0)
+        survives = tl.where(has(fate, SURVIVES), 1.0, 0.0)  # a factor: inf * 0 is NaN and stays
+        result = updated * survives[:, None]
         mask = stored[:, None] & (channel < CHANNELS)[None, :]
         tl.store(result_ptr + corner + offsets, result, mask=mask)
         if KEEP:

@@ -4,10 +4,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .alive import PRE, RUN, pack_flags, store_flags
+from .alive import PRE, RUN, is_finite, pack_flags, store_flags
 from .launch import count_tiles, flag_rows, launch
 from .scale import power_of_two, scale_exponent
-from .tile import cells_of, first_cell, first_word, locate, numbers_of
+from .tile import cells_of, first_cell, first_number, first_word, locate, numbers_of
 
 ALPHA = tl.constexpr(3)
 TILE_HEIGHT = 8
@@ -15,7 +15,10 @@ TILE_HEIGHT = 8
 CLEAR_BLOCK = tl.constexpr(1024)
 
 
-@triton.jit(do_not_specialize=["batch", "height", "width", "flag_pitch"])
+@triton.jit(
+    do_not_specialize=["batch", "height", "width", "flag_pitch"],
+    do_not_specialize_on_alignment=["state_ptr"],
+)
 def _start_forward_kernel(
     state_ptr,
     states_ptr,
@@ -33,6 +36,7 @@ def _start_forward_kernel(
 
     A rollout may start from any state, also one that is not zero where nothing is alive. All of
     its cells count as alive, so that perception sees them, and `kept` marks those whose alpha is
+    above the threshold. If a value of a cell is not finite its alpha becomes NaN, which counts as
     above the threshold.
     """
     runs, strips = tl.cdiv(width, RUN), tl.cdiv(height, HEIGHT)
@@ -43,18 +47,20 @@ def _start_forward_kernel(
     inside = (y0 + row < height) & (x0 + column < width)
 
     plane = height.to(tl.int64) * width
-    corner = grid * CHANNELS * plane + y0.to(tl.int64) * width + x0
+    corner = first_number(grid, y0, x0, height, width, CHANNELS)
     local = row * width + column
     state = tl.load(
         state_ptr + corner + local[:, None] + channel[None, :] * plane,
         mask=inside[:, None] & (channel < CHANNELS)[None, :],
         other=0.0,
     )
+    alpha = inside[:, None] & (channel == ALPHA)[None, :]
+    finite = tl.min(is_finite(state).to(tl.int32), axis=1) != 0
+    state = tl.where(alpha & (finite[:, None] == 0), float("nan"), state)
     cell = first_cell(grid, y0, x0, height, width)
     offsets = local[:, None] * PADDED + channel[None, :]
     tl.store(states_ptr + cell * PADDED + offsets, state, mask=inside[:, None])
-    alpha = inside[:, None] & (channel == ALPHA)[None, :]
-    kept = alpha & (state > threshold)
+    kept = alpha & ((state <= threshold) == 0)
     found = alpha.to(tl.int32) | (kept.to(tl.int32) << PRE)
     word = first_word(grid, y0, run, flag_pitch, runs)
     store_flags(flags_ptr, word, runs, run, runs, pack_flags(found, HEIGHT), HEIGHT)
@@ -80,7 +86,10 @@ def start_forward(state: Tensor, states: Tensor, flags: Tensor, threshold: float
     )
 
 
-@triton.jit(do_not_specialize=["most", "batch", "height", "width", "pair_numbers"])
+@triton.jit(
+    do_not_specialize=["most", "batch", "height", "width", "pair_numbers"],
+    do_not_specialize_on_alignment=["grad_ptr"],
+)
 def _start_backward_kernel(
     grad_ptr,
     largest_ptr,
@@ -108,11 +117,12 @@ def _start_backward_kernel(
     for block in tl.range(program, tl.cdiv(pair_numbers, CLEAR_BLOCK), programs):
         number = numbers_of(block, CLEAR_BLOCK)
         tl.store(pairs_ptr + number, tl.zeros((CLEAR_BLOCK,), dtype), mask=number < pair_numbers)
-    scale = 1.0
+    scale, unscale = 1.0, 1.0
     if SCALED:
-        scale = power_of_two(scale_exponent(tl.load(largest_ptr)))
+        exponent = scale_exponent(tl.load(largest_ptr))
+        scale, unscale = power_of_two(exponent), power_of_two(2 * 127 - exponent)
     if program == 0:
-        tl.store(scale_ptr, scale)
+        tl.store(scale_ptr, unscale)
         tl.store(scale_ptr + 1, 0.0)
 
     runs, strips = tl.cdiv(width, RUN), tl.cdiv(height, HEIGHT)
@@ -122,7 +132,7 @@ def _start_backward_kernel(
     channel = tl.arange(0, PADDED)
     inside = (y0 + row < height) & (x0 + column < width)
     plane = height.to(tl.int64) * width
-    corner = grid * CHANNELS * plane + y0.to(tl.int64) * width + x0
+    corner = first_number(grid, y0, x0, height, width, CHANNELS)
     local = row * width + column
     grad = tl.load(
         grad_ptr + corner + local[:, None] + channel[None, :] * plane,
@@ -153,7 +163,8 @@ def start_backward(
         most: the most steps.
         carried: `passed` `[2, B, H, W, CP]` float32, of which one half is written, and `pairs`
             `[pair_cells, CP, 2]` operands, which become zero.
-        scale: `[2]` float32: the power of two, and 0 since no overflow is known; written.
+        scale: `[2]` float32: the inverse of that power of two, and 0 since no overflow is known;
+            written.
     """
     batch, channels, height, width = grad.shape
     passed, pairs = carried

@@ -5,7 +5,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .alive import (
-    INSIDE,
     OWN,
     PRE,
     RUN,
@@ -137,7 +136,6 @@ def _step_backward_kernel(
             after_below = load_flags(target_flags_ptr + word, row * runs, runs)[0]
             post = dilate(after_above, after_here, after_below) >> position
             status &= ~(((post & 1) ^ 1) << PRE)
-            status |= ((inside_here >> position) & 1) << INSIDE
             drawn = tl.zeros((cells,), tl.int32)
             if RANDOM:
                 update = draw_update(cell + local, seed, step_number, update_limit)

@@ -11,7 +11,9 @@ from .alive import (
     RUN,
     UPDATE,
     alive_rows,
+    flag_runs_not_finite,
     has,
+    is_finite,
     of_channels,
     pack_flags,
     rows_inside,
@@ -57,6 +59,11 @@ def forward_tile(
     needs to know, its living neighbours, whether it was alive, updates, and lies in the grid, is
     one word, computed once per cell; its bits mask the nine loads of the neighbourhood, so dead
     cells and the border read as zero.
+
+    A cell whose alpha is not finite counts as alive, before and after the step, so the alive test
+    never hides it. Fp16 operands need no test of the other channels: an operand beyond their range
+    is infinite and reaches every channel, alpha included, and products of smaller ones are far
+    below the limit of float32.
 
     Args:
         source_ptr: pointer to the state before the step, `[B, H, W, CHANNELS]` float32.
@@ -120,13 +127,16 @@ def forward_tile(
         perceived = join_features(identity, sobel_x, sobel_y, dtype)
         delta = apply_network(perceived, weight1, weight2, bias2)
         if RANDOM:
-            delta = tl.where(has(status, UPDATE)[:, None], delta, 0.0)
+            delta = tl.where(has(wide, UPDATE), delta, 0.0)
         updated = identity + delta
-        stored = tl.where(has(status, PRE)[:, None], updated, 0.0)
-        visible = has(status, INSIDE)[:, None] & (channel == ALPHA)[None, :] & (updated > threshold)
+        stored = tl.where(has(wide, PRE), updated, updated * 0.0)  # inf * 0 is NaN and stays
+        inside = has(status, INSIDE).to(tl.int32)
         kept = has(status, PRE).to(tl.int32) << PRE
-        flags = tl.where(visible, 1 | kept[:, None], 0)
-        found = pack_flags(flags, HEIGHT)
+        flags = tl.where(updated > threshold, (inside | kept)[:, None], 0)
+        flags = tl.where(is_finite(updated), flags, (inside | (inside << PRE))[:, None])
+        found = pack_flags(tl.where((channel == ALPHA)[None, :], flags, 0), HEIGHT)
+        if dtype != tl.float16:
+            found = flag_runs_not_finite(found, updated)
     inside = (y0 + row < height) & (x0 + column < width)
     tl.store(out_ptr + offsets, stored, mask=inside[:, None])
     store_flags(target_flags_ptr, word, runs, run, runs, found, HEIGHT)

@@ -43,6 +43,12 @@ def first_cell(grid, y, x, height, width):
 
 
 @triton.jit
+def first_number(grid, y, x, height, width, CHANNELS: tl.constexpr):
+    """Return the offset of cell (grid, y, x) of channel 0 in `[B, CHANNELS, H, W]`, int64."""
+    return first_cell(grid.to(tl.int64) * CHANNELS, y, x, height, width)
+
+
+@triton.jit
 def first_word(grid, y, run, flag_rows, runs):
     """Return the offset of the word of flags of a run, int64."""
     return (grid.to(tl.int64) * flag_rows + y + MARGIN) * runs + run

@@ -25,6 +25,9 @@ DTYPES = {"fp16": tl.float16, "bf16": tl.bfloat16, "ieee": tl.float32}
 SLOTS = 4
 """Features per channel: identity, Sobel-x, Sobel-y and the constant 1."""
 
+USERS = ["w1_ptr", "b1_ptr", "w2_ptr", "b2_ptr", "seed_ptr", "steps_ptr"]
+"""Tensors of the caller's, which may begin at any number of their memory."""
+
 PACK_BLOCK = 1024
 MOST_PACK_PROGRAMS = 1024
 
@@ -165,7 +168,10 @@ def find_overflow(
     return tl.max(wrong, axis=0)
 
 
-@triton.jit(do_not_specialize=["seed", "first_step", "steps", "words", "channels", "hidden"])
+@triton.jit(
+    do_not_specialize=["seed", "first_step", "steps", "words", "channels", "hidden"],
+    do_not_specialize_on_alignment=USERS,
+)
 def _pack_weights_kernel(
     w1_ptr,
     b1_ptr,

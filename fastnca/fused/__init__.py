@@ -11,6 +11,7 @@
     eager.py       the autograd node that launches kernels
     single.py      the same for a single step, whose host cost counts
     operators.py   the torch operators and their fake implementations
+    experimental.py  all steps in one launch; only its test and its timing call it
     autograd.py    the autograd node of the operators, and the choice between the two
 
 Importing this package needs neither Triton nor a GPU; Triton is imported by the first rollout.

@@ -36,8 +36,6 @@ def fused_rollout(
     precision: str,
     checkpoint_every: int = 1,
     count: Tensor | None = None,
-    replay: bool = True,
-    persistent: bool = False,
 ) -> Tensor:
     """Advance a state by several steps on the fused kernels, as one autograd node.
 
@@ -59,11 +57,6 @@ def fused_rollout(
             others again; memory against time, the gradients are the same bits.
         count: `[]` int64 tensor on the state's device: how many of the `steps` steps are taken,
             read on the device, so that a CUDA graph of the caller's can change it; None takes all.
-        replay: whether a rollout without `count` that would wait for its launches may be replayed
-            as a CUDA graph of this package; see `fastnca.fused.graphs`.
-        persistent: whether one launch, whose programs wait for each other after every step, takes
-            all steps forward; experimental, never replayed. Under `torch.compile` and the like
-            steps are launched one by one whatever it says; the results are the same bits.
 
     Returns:
         `[B, C, H, W]` float32, contiguous.
@@ -77,8 +70,6 @@ def fused_rollout(
     """
     if count is not None and checkpoint_every > 1:
         raise ValueError("count needs checkpoint_every=1: which states are kept would depend on it")
-    if persistent and checkpoint_every > 1:
-        raise ValueError("persistent=True needs checkpoint_every=1: one launch keeps every state")
     if count is not None:
         count = _on_device(count, "count", state)
     if isinstance(seed, Tensor):
@@ -100,14 +91,13 @@ def fused_rollout(
     eager_rollout, single_step = _eager_nodes()
     if isinstance(seed, int):
         seed = _signed(seed)
-    if steps == 1 and count is None and checkpoint_every == 1 and not persistent:
+    if steps == 1 and count is None and checkpoint_every == 1:
         stepped = single_step(state, parameters, seed, first_step, update_rate, precision)
         if stepped is not None:
             return stepped
     numbers = (0 if seed is None else seed, first_step, steps, count)
     settings = (steps, update_rate, precision, checkpoint_every, random)
-    how = "persistent" if persistent else "replay" if replay and count is None else "launch"
-    return eager_rollout(state, parameters, numbers, settings, how)
+    return eager_rollout(state, parameters, numbers, settings)
 
 
 def _on_device(number: Tensor, name: str, state: Tensor) -> Tensor:

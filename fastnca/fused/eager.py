@@ -20,7 +20,7 @@ from fastnca.fused.rollout import (
     run_backward,
     run_forward,
 )
-from fastnca.fused.storage import Stored
+from fastnca.fused.storage import Stored, aligned
 from fastnca.kernels import Weights, device_guard, pack_weights, padded_hidden
 
 Settings = tuple[int, float, str, int, bool]
@@ -31,16 +31,17 @@ def eager_rollout(
     parameters: Parameters,
     numbers: Numbers,
     settings: Settings,
-    how: str,
 ) -> Tensor:
     """Compute what `fused_rollout` describes.
+
+    A rollout whose number of steps is not in device memory is replayed as a CUDA graph if that
+    pays (`fastnca.fused.graphs`); otherwise every step is launched. Both give the same bits.
 
     Args:
         state: `[B, C, H, W]` float32.
         parameters: weights and biases of the two 1x1 convolutions.
         numbers: what the counter holds.
         settings: steps, update rate, precision, `checkpoint_every`, whether masks are drawn.
-        how: "launch" every step, "replay" a CUDA graph where it can be, or "persistent".
 
     Returns:
         `[B, C, H, W]` float32, contiguous.
@@ -59,11 +60,11 @@ def eager_rollout(
             "a CUDA graph is being captured, and would freeze the seed of the update masks; "
             "pass seed as an int64 tensor on the device"
         )
-    plan = make_plan(*settings[:4], keep, settings[4], how == "persistent")
+    plan = make_plan(*settings[:4], keep, settings[4])
     if keep:
-        result: Tensor = _EagerRollout.apply(state, *parameters, numbers, plan, how == "replay")
+        result: Tensor = _EagerRollout.apply(state, *parameters, numbers, plan)
         return result
-    return _forward(state, parameters, numbers, plan, how == "replay")[0]
+    return _forward(state, parameters, numbers, plan)[0]
 
 
 def _capturing(state: Tensor) -> bool:
@@ -71,11 +72,11 @@ def _capturing(state: Tensor) -> bool:
 
 
 def _forward(
-    state: Tensor, parameters: Parameters, numbers: Numbers, plan: Plan, replay: bool
+    state: Tensor, parameters: Parameters, numbers: Numbers, plan: Plan
 ) -> tuple[Tensor, Stored, Plan]:
     """Run the forward pass, from a graph if one may be had; return result, store and plan."""
     with device_guard(state.device):
-        lease = GRAPHS.acquire(state, parameters, plan) if replay else None
+        lease = GRAPHS.acquire(state, parameters, plan) if numbers[3] is None else None
         if lease is None:
             return *run_forward(state, parameters, plan, None, numbers), plan
         workspace, stored = lease
@@ -112,10 +113,9 @@ class _EagerRollout(torch.autograd.Function):
         b2: Tensor,
         numbers: Numbers,
         plan: Plan,
-        replay: bool,
     ) -> Tensor:
         parameters = (w1, b1, w2, b2)
-        result, stored, ctx.plan = _forward(state, parameters, numbers, plan, replay)
+        result, stored, ctx.plan = _forward(state, parameters, numbers, plan)
         ctx.set_materialize_grads(False)
         packed = stored.weights.packed
         ctx.save_for_backward(
@@ -127,8 +127,10 @@ class _EagerRollout(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> Grads:
         grad = grad_outputs[0]
         if grad is None:
-            return (None,) * 8
-        states, flags, counter, packed, state, w1, b1, w2, b2 = ctx.saved_tensors
+            return (None,) * 7
+        saved = ctx.saved_tensors
+        states, flags, counter, packed = map(aligned, saved[:4])
+        state, w1, b1, w2, b2 = saved[4:]
         weights = Weights(packed, states.shape[-1], padded_hidden(b1.shape[0]))
         stored = Stored(states, flags, counter, weights)
         shapes = (w1.shape, b1.shape, w2.shape, b2.shape)
@@ -138,7 +140,7 @@ class _EagerRollout(torch.autograd.Function):
             return _backward(grad, stored, shapes, ctx.plan, needed[0])
 
         grads = first_order_only("triton", compute, grad, state, w1, b1, w2, b2)
-        return *(g if need else None for g, need in zip(grads, needed, strict=False)), *(None,) * 3
+        return *(g if need else None for g, need in zip(grads, needed, strict=False)), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastnca.fused.checks import check_tensors
 from fastnca.fused.plan import make_plan
 from fastnca.fused.rollout import run_backward, run_forward
-from fastnca.fused.storage import Stored, allocate_states, allocate_weights
+from fastnca.fused.storage import Stored, aligned, allocate_states, allocate_weights
 from fastnca.kernels import device_guard, pack_weights
 
 _PARAMETERS = "Tensor w1, Tensor b1, Tensor w2, Tensor b2"
@@ -73,6 +73,7 @@ def _rollout_backward(
 ) -> tuple[Tensor, ...]:
     parameters = (w1, b1, w2, b2)
     plan = make_plan(steps, update_rate, precision, checkpoint_every, True, random)
+    states, flags, counter = map(aligned, (states, flags, counter))
     weights = allocate_weights(parameters, precision)
     shapes = tuple(parameter.shape for parameter in parameters)
     with device_guard(grad.device):

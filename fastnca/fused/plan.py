@@ -18,7 +18,6 @@ class Plan:
         rule: which cells update, and which are alive.
         checkpoint_every: every how many steps k a state is kept for the backward pass.
         keep: whether states are kept at all; otherwise two slots take turns.
-        persistent: whether one launch takes all steps forward.
     """
 
     steps: int
@@ -26,7 +25,6 @@ class Plan:
     rule: Rule
     checkpoint_every: int = 1
     keep: bool = True
-    persistent: bool = False
 
     @property
     def segments(self) -> int:
@@ -66,7 +64,6 @@ def make_plan(
     checkpoint_every: int,
     keep: bool,
     random: bool,
-    persistent: bool = False,
 ) -> Plan:
     """Check the numbers of a rollout and collect them.
 
@@ -77,7 +74,6 @@ def make_plan(
         checkpoint_every: every how many steps a state is kept, at least 1.
         keep: whether states are kept for a backward pass.
         random: False updates every cell in every step.
-        persistent: whether one launch takes all steps forward.
 
     Returns:
         The plan.
@@ -90,4 +86,4 @@ def make_plan(
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
     rule = Rule(threshold(update_rate), random, ALIVE_THRESHOLD)
-    return Plan(steps, precision, rule, checkpoint_every, keep, persistent)
+    return Plan(steps, precision, rule, checkpoint_every, keep)

@@ -16,7 +16,6 @@ from fastnca.kernels import (
     finish_backward,
     finish_forward,
     pack_weights,
-    persistent_forward,
     poison,
     reduce_gradients,
     start_backward,
@@ -62,19 +61,6 @@ def prepare(
 
 def launch_forward(stored: Stored, plan: Plan) -> None:
     """Launch every step of a plan."""
-    if plan.persistent:
-        most, turns, _ = plan.last
-        persistent_forward(
-            stored.states,
-            stored.flags,
-            stored.weights,
-            stored.counter,
-            most,
-            turns,
-            plan.rule,
-            launch_config("persistent", stored),
-        )
-        return
     config = launch_config("forward", stored)
     for step in range(plan.steps):
         slots = plan.slot(step), plan.slot(step + 1)

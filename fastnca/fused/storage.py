@@ -21,6 +21,9 @@ from fastnca.kernels import (
     partial_size,
 )
 
+ALIGNMENT = 16
+"""Bytes; the widest load of a thread."""
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -47,7 +50,8 @@ class Carried:
         passed: `[2, B, H, W, CP]` float32, gradients that reach the cell itself.
         pairs: `[pair_cells, CP, 2]` operands, gradients of the Sobel features.
         partials: `[programs, partial_size]` float32, sums of weight gradients.
-        scale: `[2]` float32: what gradients are multiplied by; 1 if a result is not finite.
+        scale: `[2]` float32: the inverse of what gradients are multiplied by; 1 if a result is
+            not finite, else 0.
     """
 
     passed: Tensor
@@ -84,6 +88,15 @@ def allocate_carried(stored: Stored) -> Carried:
         states.new_empty(programs, partial_size(weights)),
         states.new_empty(2),
     )
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """Return `tensor` where the kernels may load 16 bytes at once: a copy, if it begins elsewhere.
+
+    What this package allocates begins there; what a hook on saved tensors returns need not.
+    """
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 def launch_config(direction: str, stored: Stored) -> LaunchConfig:

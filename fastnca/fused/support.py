@@ -92,10 +92,10 @@ def size_reasons(precision: str, channels: int, hidden: int, capability: int) ->
     Returns:
         One sentence per reason.
     """
-    if precision == "ieee" and capability >= 10:
+    if precision == "ieee" and capability in (10, 11):
         return [
             "Triton cannot compile the backward kernel with precision ieee for compute "
-            "capability 10 and above; use fp16."
+            f"capability {capability}; use fp16."
         ]
     wide = channels > 16
     large = hidden > 128
@@ -104,7 +104,7 @@ def size_reasons(precision: str, channels: int, hidden: int, capability: int) ->
             f"Weights of {channels} channels and {hidden} hidden units with precision {precision} "
             f"exceed what compute capability {capability} has on chip."
         ]
-    if (wide or large) and precision == "ieee" and capability < 9:
+    if (wide or large) and precision == "ieee" and capability != 9:
         return [
             f"Weights of {channels} channels and {hidden} hidden units with precision ieee exceed "
             f"the shared memory of compute capability {capability}; use fp16."

@@ -5,14 +5,18 @@ The rule: the error against the reference in float64 is at most twice (forward) 
 that plain PyTorch happens to get right to the last bit.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache, partial
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastnca.fused import fused_rollout
+from fastnca.fused.capture import ENVIRONMENT_VARIABLE
 from fastnca.masks import update_mask
 from fastnca.reference import NeuralCA
 from fastnca.states import ALIVE_THRESHOLD
@@ -199,6 +203,14 @@ def make_problem(case: Case) -> Problem:
         parameters = tuple(p.detach() for p in model.update_net.parameters())
         return Problem(state, parameters, grad, exact, plain)
     raise AssertionError(f"no state of {case} keeps off the threshold")
+
+
+@contextmanager
+def without_graphs() -> Iterator[None]:
+    """Launch the steps of every rollout, as `FASTNCA_GRAPHS=0` does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ENVIRONMENT_VARIABLE, "0")
+        yield
 
 
 def run_kernels(

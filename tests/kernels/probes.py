@@ -4,13 +4,14 @@ import triton
 import triton.language as tl
 
 from fastnca.kernels.mask import draw_update
-from fastnca.kernels.tile import first_cell, first_word
+from fastnca.kernels.tile import first_cell, first_number, first_word
 
 
 @triton.jit
 def offsets_kernel(out_ptr, grid, y, x, height, width):
     tl.store(out_ptr, first_cell(grid, y, x, height, width))
     tl.store(out_ptr + 1, first_word(grid, y, x, height, width))
+    tl.store(out_ptr + 2, first_number(grid, y, x, height, width, 16))
 
 
 @triton.jit

@@ -155,6 +155,48 @@ def scale_errors(device: torch.device) -> list[str]:
     return errors
 
 
+def not_finite_errors(device: torch.device, form: dict) -> list[str]:
+    """What is not finite stays so, also in cells that are dead or die.
+
+    In a row of 26 cells only the first is alive. First, alpha of a cell far from it is not finite.
+    Then, with float32 operands, alpha or another channel overflows: in the first cell, whose alpha
+    falls below the threshold in the same step, or in the third, which is dead and sees the second.
+    Last, an operand overflows in fp16, and alpha becomes minus infinity.
+    """
+    errors = []
+    w1, b1, w2, b2 = zero_network(16, 16, device)
+    options = form | {"steps": 1, "precision": "ieee"}
+    for value in (float("nan"), float("inf"), float("-inf")):
+        state = torch.zeros(2, 16, 1, 26, device=device)
+        state[:, 3, 0, 0] = 1.0
+        state[0, 3, 0, 20] = value
+        result = fused_rollout(state, (w1, b1, w2, b2), **(form | {"steps": 1}))
+        if result[0].isfinite().all():
+            errors.append(f"{value} in a dead cell is cleared")
+        if not result[1].isfinite().all():
+            errors.append(f"{value} reaches another grid")
+    w1[0, 3 * 3], w1[1, 3 * 4], w1[2, 3 * 4 + 1] = 1.0, 1.0, -1.0
+    for channel, weight in ((3, 1e3), (3, -1e3), (4, 1e3)):
+        for cell in (0, 2):
+            second = w2.clone()
+            second[channel, 1 if cell == 0 else 2] = weight
+            if channel == 4:
+                second[3, 0] = -2.0
+            state = torch.zeros(1, 16, 1, 26, device=device)
+            state[0, 3, 0, 0] = 1.0
+            state[0, 4, 0, 0 if cell == 0 else 1] = 1e37
+            result = fused_rollout(state, (w1, b1, second, b2), **options)
+            if result.isfinite().all():
+                errors.append(f"channel {channel} of cell {cell} overflows and is cleared")
+    state = torch.zeros(1, 16, 1, 26, device=device)
+    state[0, 3, 0, 0], state[0, 4, 0, 0] = 1.0, 1e5
+    w1[:, 3 * 4], w1[:, 3 * 4 + 1] = -1.0, 1.0  # no weight of 0: times infinity that is NaN
+    w1[1, 3 * 4], w2[3, 1] = 1.0, -1.0
+    if fused_rollout(state, (w1, b1, w2, b2), **(form | {"steps": 1})).isfinite().all():
+        errors.append("an operand overflows and its cell is cleared")
+    return errors
+
+
 def overflow_errors(device: torch.device) -> list[str]:
     """A weight beyond fp16 makes all gradients of a single step NaN, not some of them.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastnca.fused import eager, fused_rollout, graphs, release_graphs
 from tests.kernels.conftest import INTERPRETED
-from tests.kernels.helpers import SEED, Case, make_problem
+from tests.kernels.helpers import SEED, Case, make_problem, without_graphs
 
 CASE = Case(3, 3, precision="ieee")  # the smallest tiles are the fastest here
 SETTINGS = {"first_step": 5, "update_rate": 0.5, "precision": "ieee"}
@@ -66,6 +66,12 @@ def outcome(tensors, steps: int, **options) -> tuple[Tensor, ...]:
     return result.detach(), *backward(result, tensors)
 
 
+def launched(tensors, steps: int, **options) -> tuple[Tensor, ...]:
+    """Do what `outcome` does, launch by launch."""
+    with without_graphs():
+        return outcome(tensors, steps, **options)
+
+
 def equal(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -74,8 +80,8 @@ def equal(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
 def test_step_count_on_the_device_gives_the_same_bits(count: int) -> None:
     """Five launches; what is stored beyond the last step is poison, nine steps are five."""
     tensors = leaves()
-    found = outcome(tensors, 5, count=torch.tensor(count), replay=False)
-    assert equal(found, outcome(tensors, min(count, 5), replay=False))
+    found = launched(tensors, 5, count=torch.tensor(count))
+    assert equal(found, launched(tensors, min(count, 5)))
 
 
 @pytest.mark.parametrize("count", [0, 3, 4])
@@ -102,7 +108,7 @@ def test_replays_of_all_counts_give_the_same_bits(seed: int | None, recorder: Fa
     """One capture forward and one backward serve every count up to its length, in any order."""
     tensors = leaves()
     for steps in (4, 4, 2, 3, 4):
-        plain = outcome(tensors, steps, seed=seed, replay=False)
+        plain = launched(tensors, steps, seed=seed)
         assert equal(outcome(tensors, steps, seed=seed), plain)
     assert recorder.recorded == 2
     assert recorder.replayed == 6
@@ -121,7 +127,7 @@ def test_what_an_earlier_rollout_left_is_not_read(recorder: FakeRecorder) -> Non
         stored.flags[:, :, 2:5].copy_(torch.full((5, 1, 3, 1), 0x0000FF00_0000FF00))
         for tensor in (carried.passed, carried.pairs, carried.partials, carried.scale):
             tensor.fill_(torch.nan)
-        assert equal(outcome(tensors, steps), outcome(tensors, steps, replay=False))
+        assert equal(outcome(tensors, steps), launched(tensors, steps))
 
 
 def test_parameters_and_state_are_those_of_the_call(recorder: FakeRecorder) -> None:
@@ -131,14 +137,14 @@ def test_parameters_and_state_are_those_of_the_call(recorder: FakeRecorder) -> N
             state.mul_(scale)
             parameters[2].mul_(scale)
         tensors = state, parameters
-        assert equal(outcome(tensors, 4), outcome(tensors, 4, replay=False))
+        assert equal(outcome(tensors, 4), launched(tensors, 4))
     assert recorder.replayed > 0
 
 
 def test_rollouts_before_the_first_backward_own_their_states(recorder: FakeRecorder) -> None:
     """Three rollouts wait at once; two workspaces may exist, the third is launched."""
     tensors = leaves()
-    expected = [outcome(tensors, 4, seed=seed, replay=False) for seed in range(3)]
+    expected = [launched(tensors, 4, seed=seed) for seed in range(3)]
     forward(tensors, 4)
     results = [forward(tensors, 4, seed=seed) for seed in range(3)]
     assert len(eager.GRAPHS._workspaces) == 2
@@ -155,7 +161,7 @@ def test_a_retained_graph_keeps_its_workspace(recorder: FakeRecorder) -> None:
     for seed in (2, 3, 4):
         outcome(tensors, 4, seed=seed)
     assert equal(backward(result, tensors), first)
-    assert equal(first, outcome(tensors, 4, seed=1, replay=False)[1:])
+    assert equal(first, launched(tensors, 4, seed=1)[1:])
 
 
 def test_a_dropped_rollout_frees_its_workspace(recorder: FakeRecorder) -> None:
@@ -182,7 +188,7 @@ def alias_of(tensor: Tensor) -> Tensor:
 def test_hooks_on_saved_tensors_see_the_states(pack, recorder: FakeRecorder) -> None:
     """What a hook copies is used instead of the workspace; what it aliases keeps it."""
     tensors = leaves()
-    expected = outcome(tensors, 4, seed=1, replay=False)
+    expected = launched(tensors, 4, seed=1)
     forward(tensors, 4)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed):
         result = forward(tensors, 4, seed=1)
@@ -193,7 +199,7 @@ def test_hooks_on_saved_tensors_see_the_states(pack, recorder: FakeRecorder) -> 
 
 def test_recomputation_by_torch_checkpoint(recorder: FakeRecorder) -> None:
     tensors = leaves()
-    expected = outcome(tensors, 4, seed=1, replay=False)
+    expected = launched(tensors, 4, seed=1)
     for _ in range(3):
         result = torch.utils.checkpoint.checkpoint(
             lambda: forward(tensors, 4, seed=1), use_reentrant=False
@@ -209,7 +215,7 @@ def test_release_leaves_waiting_rollouts_right(recorder: FakeRecorder) -> None:
     eager.GRAPHS.release()
     assert not eager.GRAPHS._workspaces
     outcome(tensors, 4, seed=2)
-    assert equal(backward(result, tensors), outcome(tensors, 4, seed=1, replay=False)[1:])
+    assert equal(backward(result, tensors), launched(tensors, 4, seed=1)[1:])
     release_graphs()
 
 
@@ -231,19 +237,17 @@ def test_memory_is_limited(recorder: FakeRecorder, monkeypatch: pytest.MonkeyPat
     kinds = [kind[5].limit for kind, _ in eager.GRAPHS._workspaces.values()]
     assert len(kinds) == 2
     assert kinds[-1] == 2**22
-    expected = outcome(tensors, 4, seed=None, replay=False)
+    expected = launched(tensors, 4, seed=None)
     assert equal((waiting.detach(), *backward(waiting, tensors)), expected)
 
 
-@pytest.mark.parametrize("reason", ["environment", "argument", "few", "large", "checkpoints"])
+@pytest.mark.parametrize("reason", ["environment", "few", "large", "checkpoints"])
 def test_what_is_not_replayed(
     reason: str, recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensors, options = leaves(), {}
     if reason == "environment":
         monkeypatch.setenv("FASTNCA_GRAPHS", "0")
-    elif reason == "argument":
-        options = {"replay": False}
     elif reason == "few":
         monkeypatch.setattr(graphs, "FEWEST_STEPS", 8)
     elif reason == "large":
@@ -265,7 +269,7 @@ def test_a_failed_capture_is_told_and_launches(
     monkeypatch.setattr(graphs, "FEWEST_STEPS", 1)
     tensors = leaves()
     for _ in range(3):
-        assert equal(outcome(tensors, 4), outcome(tensors, 4, replay=False))
+        assert equal(outcome(tensors, 4), launched(tensors, 4))
     assert "capture failed" in caplog.text
 
 

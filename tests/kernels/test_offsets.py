@@ -10,12 +10,13 @@ LIMIT = 0x7FFFFF
 
 
 def test_offsets_are_64_bit(device: torch.device) -> None:
-    grid, y, x, height, width = 70_000, 40_000, 7, 40_001, 319
-    out = torch.zeros(2, dtype=torch.int64, device=device)
-    offsets_kernel[(1,)](out, grid, y, x, height, width)
-    cell = (grid * height + y) * width + x
-    assert cell > 2**31
-    assert out.tolist() == [cell, (grid * height + y + 2) * width + x]
+    out = torch.zeros(3, dtype=torch.int64, device=device)
+    for grid, y, x, height, width in [(70_000, 40_000, 7, 40_001, 319), (2**27 + 3, 1, 1, 2, 2)]:
+        offsets_kernel[(1,)](out, grid, y, x, height, width)
+        number = (16 * grid * height + y) * width + x
+        assert number > 2**31
+        cell, word = (grid * height + y) * width + x, (grid * height + y + 2) * width + x
+        assert out.tolist() == [cell, word, number]
 
 
 def test_mask_of_cells_and_steps_beyond_32_bits(device: torch.device) -> None:

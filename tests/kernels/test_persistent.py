@@ -1,16 +1,17 @@
 """The kernel that takes all steps in one launch gives the bits of the kernel that takes one.
 
 In the interpreter programs run one after the other, so a group is one program and its barrier
-lets it through; `test_gpu.py` has programs that really wait.
+lets it through; `test_persistent_gpu.py` has programs that really wait.
 """
 
 import pytest
 import torch
-from torch import Tensor
 
-from fastnca.fused import fused_rollout
-from fastnca.kernels.persistent import choose_groups
-from tests.kernels.helpers import SEED, Case, make_problem
+from fastnca.fused.experimental import persistent_rollout
+from fastnca.fused.plan import make_plan
+from fastnca.fused.rollout import run_forward
+from fastnca.kernels.persistent import choose_groups, choose_persistent
+from tests.kernels.helpers import Case, make_problem
 
 CASES = [
     Case(1, 1, precision="fp16", steps=1),
@@ -20,53 +21,40 @@ CASES = [
 ]
 
 
-def outcome(case: Case, device: torch.device, **options) -> tuple[Tensor, ...]:
+def compare(case: Case, device: torch.device, keep: bool, steps: int | None = None) -> None:
+    """Compare the last state, and every stored state with its flags, bit for bit.
+
+    Args:
+        case: the rollout.
+        device: where it runs.
+        keep: whether every state is stored.
+        steps: how many of the case's steps are taken, read on the device; None takes all.
+    """
     problem = make_problem(case)
-    state = problem.state.to(device).detach().requires_grad_()
-    parameters = tuple(p.to(device).detach().requires_grad_() for p in problem.parameters)
-    result = fused_rollout(
-        state,
-        parameters,
-        steps=case.steps,
-        seed=None if case.rate is None else SEED,
-        first_step=3,
-        update_rate=0.5,
-        precision=case.precision,
-        **options,
-    )
-    weight = torch.linspace(-1, 1, result.numel(), device=device).view_as(result)
-    return result.detach(), *torch.autograd.grad((result * weight).sum(), (state, *parameters))
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_one_launch_gives_the_bits_of_many(case: Case, device: torch.device) -> None:
-    found = outcome(case, device, persistent=True)
-    expected = outcome(case, device, replay=False)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_two_slots_take_turns_without_gradient(steps: int, device: torch.device) -> None:
-    problem = make_problem(Case(9, 10, precision="fp16", steps=3, hidden=20))
     state, parameters = problem.state.to(device), tuple(p.to(device) for p in problem.parameters)
-    settings = {"seed": 3, "first_step": 0, "update_rate": 0.5, "precision": "fp16"}
-    with torch.no_grad():
-        found = fused_rollout(state, parameters, steps=steps, persistent=True, **settings)
-        expected = fused_rollout(state, parameters, steps=steps, **settings)
+    seed = None if case.rate is None else -5
+    count = None if steps is None else torch.tensor(steps, device=device)
+    options = {"first_step": 3, "precision": case.precision, "count": count, "keep": keep}
+    found, stored = persistent_rollout(state, parameters, steps=case.steps, seed=seed, **options)
+    plan = make_plan(case.steps, 0.5, case.precision, 1, keep, seed is not None)
+    numbers = (seed or 0, 3, case.steps, count)
+    expected, launched = run_forward(state, parameters, plan, numbers=numbers)
     assert torch.equal(found, expected)
+    written = plan.slots if steps is None else steps + 1
+    assert torch.equal(stored.states[:written], launched.states[:written])
+    assert torch.equal(stored.flags[:written], launched.flags[:written])
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_one_launch_gives_the_bits_of_many(case: Case, keep: bool, device: torch.device) -> None:
+    if case.steps == 0 and not keep:
+        pytest.skip("no step writes the second slot")
+    compare(case, device, keep)
 
 
 def test_step_count_on_the_device(device: torch.device) -> None:
-    case = Case(1, 1, precision="fp16", steps=3)
-    count = torch.tensor(2, device=device)
-    found = outcome(case, device, persistent=True, count=count)
-    expected = outcome(Case(1, 1, precision="fp16", steps=3), device, count=count, replay=False)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
-def test_checkpoints_are_refused(device: torch.device) -> None:
-    with pytest.raises(ValueError, match="checkpoint_every=1"):
-        outcome(Case(1, 1), device, persistent=True, checkpoint_every=2)
+    compare(Case(1, 1, precision="fp16", steps=3), device, keep=True, steps=2)
 
 
 @pytest.mark.parametrize(
@@ -76,3 +64,11 @@ def test_checkpoints_are_refused(device: torch.device) -> None:
 def test_programs_are_shared_among_grids(batch, tiles, programs, expected) -> None:
     assert choose_groups(batch, tiles, programs, waits=True) == expected
     assert choose_groups(batch, tiles, programs, waits=False) == (expected[0], 1)
+
+
+def test_programs_that_fit_a_consumer_gpu() -> None:
+    """Two programs of 57 KiB would not be resident together in 99 KiB."""
+    half, single = torch.float16, torch.float32
+    assert choose_persistent(16, 128, half, processors=10).programs == 20
+    assert choose_persistent(32, 128, half, processors=10).programs == 10
+    assert choose_persistent(16, 128, single, processors=10).programs == 10
