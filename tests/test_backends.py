@@ -7,6 +7,7 @@ import torch
 import torch.nn as nn
 
 from fastnca import BackendError, NeuralCA, use_backend
+from fastnca.fused.support import interpreter_reasons, size_reasons
 from fastnca.support import choose_backend
 from tests.helpers import CPU_DEFAULT, copy_weights, excite
 
@@ -148,3 +149,23 @@ def test_half_precision_states_go_through_the_reference():
     model = excite(NeuralCA()).to(torch.bfloat16).eval()
     assert chosen(model, STATE.bfloat16()) == "reference"
     assert torch.equal(model(STATE.bfloat16()), copy_weights(model)(STATE.bfloat16()))
+
+
+def test_numpy_that_the_interpreter_of_triton_36_fails_with():
+    (reason,) = interpreter_reasons("3.6.0", "2.4.6")
+    assert "NumPy below 2.4, or Triton 3.7" in reason
+    assert not interpreter_reasons("3.6.0", "2.3.5")
+    assert not interpreter_reasons("3.7.1", "2.4.6")
+    assert not interpreter_reasons("3.10.0", "2.10.0")
+
+
+def test_sizes_that_a_compute_capability_cannot_hold():
+    """Exact products run on consumer GPUs, of capability 8 and 12, but not on 10."""
+    for capability in (8, 9, 12):
+        assert not size_reasons("ieee", 16, 128, capability)
+    (reason,) = size_reasons("ieee", 16, 128, 10)
+    assert "compute capability 10; use fp16" in reason
+    for capability in (8, 10, 12):
+        assert size_reasons("fp16", 32, 256, capability)
+        assert size_reasons("ieee", 32, 128, capability)
+    assert not size_reasons("fp16", 32, 256, 9)

@@ -1,19 +1,16 @@
 """`NeuralCA(backend="triton")`, with the kernels in Triton's interpreter where there is no GPU."""
 
-import os
-
 import pytest
 import torch
 
 from fastnca import NeuralCA, reference
+from fastnca.fused import fused_reasons
 from fastnca.support import choose_backend, operand_precision
 from tests.helpers import CPU_DEFAULT, copy_weights, excite, relative_error, roll_out
 
-pytest.importorskip("triton", reason="the fused kernels need Triton")
-if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("no CUDA GPU, and the interpreter is switched off", allow_module_level=True)
-
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+for reason in fused_reasons(DEVICE, torch.float32, 8, 16, "ieee"):
+    pytest.skip(reason, allow_module_level=True)
 
 
 @pytest.fixture

@@ -30,13 +30,37 @@ def record_cuda(launches: Launches, device: torch.device) -> Launches:
         What replays them on the then current stream.
 
     Raises:
-        RuntimeError: the launches cannot be captured; the caller's stream is current again.
+        RuntimeError: the launches cannot be captured; the caller's stream is current again, and
+            torch's allocator serves it as before.
     """
-    graph = torch.cuda.CUDAGraph()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
-        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        except RuntimeError:
+            _abandon(pool, device)
+            raise
         try:
             launches()
         finally:
-            graph.capture_end()
+            try:
+                graph.capture_end()
+            except RuntimeError:
+                _abandon(pool, device)
+                raise
     return graph.replay
+
+
+def _abandon(pool: tuple[int, int], device: torch.device) -> None:
+    """Let torch's allocator forget the memory pool of a capture that failed.
+
+    Up to torch 2.11 it otherwise believes until the process ends that a capture is under way: then
+    neither `torch.cuda.empty_cache` nor the retry after running out of memory frees anything.
+    Later versions end the pool themselves, and say so here.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    try:
+        torch._C._cuda_endAllocateToPool(index, pool)
+    except RuntimeError:
+        return
+    torch._C._cuda_releasePool(index, pool)

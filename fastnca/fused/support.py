@@ -2,8 +2,10 @@
 
 import os
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 
+import numpy
 import torch
 
 PRECISIONS = ("fp16", "bf16", "ieee")
@@ -126,6 +128,22 @@ def shape_reasons(batch: int, height: int, width: int) -> list[str]:
     return reasons
 
 
+def interpreter_reasons(triton_version: str, numpy_version: str) -> tuple[str, ...]:
+    """List the reasons why these versions cannot interpret kernels, one sentence each."""
+    if _numbers(triton_version) < (3, 7) and _numbers(numpy_version) >= (2, 4):
+        return (
+            f"The interpreter of Triton {triton_version} fails with NumPy {numpy_version}; "
+            "install NumPy below 2.4, or Triton 3.7 or newer.",
+        )
+    return ()
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    """Return the first two numbers of a version."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
 @lru_cache(maxsize=64)
 def _device_reasons(device: torch.device, interpreted: bool) -> tuple[str, ...]:
     """List what is missing in the machine."""
@@ -134,7 +152,7 @@ def _device_reasons(device: torch.device, interpreted: bool) -> tuple[str, ...]:
             "Triton is not installed: on Linux `pip install triton`, on Windows `triton-windows`.",
         )
     if interpreted:
-        return ()
+        return interpreter_reasons(import_module("triton").__version__, numpy.__version__)
     if device.type != "cuda":
         return (f"The fused kernels run on CUDA devices, and the state is on {device}.",)
     if not torch.cuda.is_available():

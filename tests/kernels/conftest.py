@@ -6,8 +6,12 @@ visible only to the tests of this folder.
 
 from collections.abc import Iterator
 
+import numpy
 import pytest
 import torch
+import triton
+
+from fastnca.fused.support import interpreter_reasons
 
 INTERPRETED = not torch.cuda.is_available()
 
@@ -27,6 +31,8 @@ def device() -> torch.device:
 def _interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     if INTERPRETED:
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+        for reason in interpreter_reasons(triton.__version__, numpy.__version__):
+            pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)
