@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 
 from bench import sections
+from bench.gpu.results import PREFIX
+from bench.gpu.results import Row as GpuRow
+from bench.gpu.results import read_csv as read_gpu_csv
 from bench.machine import ROOT
 from bench.plot import digest, draw, drawn_from
 from bench.quality import Result, read_results
@@ -27,12 +30,18 @@ PICTURES = {
 }
 
 
-def render(tables: dict[Path, list[Row]], quality: list[Result], kernels: str) -> str:
+def render(
+    tables: dict[Path, list[Row]],
+    quality: list[Result],
+    gpus: dict[Path, list[GpuRow]],
+    kernels: str,
+) -> str:
     """Return the generated part of the README.
 
     Args:
         tables: the rows of each results file.
         quality: results of `bench.quality`.
+        gpus: the rows of each file of `bench.gpu.results`.
         kernels: text of the kernels' README.
     """
     parts = []
@@ -44,7 +53,8 @@ def render(tables: dict[Path, list[Row]], quality: list[Result], kernels: str) -
         ]
         parts += [_pictures(path), sections.powers_of_growth(rows), sections.without_gain(rows)]
     parts.append(sections.time_to_quality(quality))
-    if all(row.device != "cuda" for rows in tables.values() for row in rows):
+    parts += [sections.gpu(rows, str(path.relative_to(ROOT))) for path, rows in gpus.items()]
+    if not gpus:
         parts.append("**No GPU has been measured yet.**")
     parts.append(sections.compiled_kernels(kernels))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -79,14 +89,22 @@ def disagreements() -> list[str]:
 
 def results_files() -> list[Path]:
     """Return the committed results of `bench.run`, one file per machine."""
-    return [path for path in sorted(RESULTS.glob("*.csv")) if not path.stem.endswith("-quality")]
+    paths = sorted(RESULTS.glob("*.csv"))
+    return [p for p in paths if not p.stem.endswith("-quality") and not p.stem.startswith(PREFIX)]
 
 
 def _from_files() -> str:
     """Render what is committed."""
     tables = {path: read_csv(path) for path in results_files()}
     quality = [run for path in sorted(RESULTS.glob("*-quality.csv")) for run in read_results(path)]
-    return render(tables, quality, KERNELS.read_text())
+    gpus = {path: read_gpu_csv(path) for path in sorted(RESULTS.glob(f"{PREFIX}*.csv"))}
+    return render(tables, quality, gpus, KERNELS.read_text())
+
+
+def write_text() -> None:
+    """Write the README's generated part; the pictures stay as they are."""
+    README.write_text(updated(README.read_text(), _from_files()))
+    print("written: README.md")
 
 
 def _picture_files(path: Path) -> dict[str, Path]:
@@ -115,8 +133,7 @@ def main() -> int:
     for path in results_files():
         for picture in draw(path, path.parent):
             print(f"written: {picture.relative_to(ROOT)}")
-    README.write_text(updated(README.read_text(), _from_files()))
-    print("written: README.md")
+    write_text()
     return 0
 
 

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Iterable
 
 from bench.cases import CLAIMS, Case
+from bench.gpu import results
 from bench.providers import BASELINE, PROVIDERS
 from bench.quality import Result
 from bench.results import OK, Row
@@ -172,6 +173,18 @@ def time_to_quality(results: Iterable[Result]) -> str:
 def _reached(result: Result) -> str:
     what = f"{result.seconds:.0f} s, {result.iterations} iterations"
     return what if result.reached else f"not reached in {what} (lowest {result.lowest:.3f})"
+
+
+def gpu(rows: list[results.Row], source: str) -> str:
+    """Return the tables of one GPU."""
+    row = next(row for row in rows if row.size is not None)
+    text = (
+        f"Measured on {results.where(rows[0])}; every row is in `{source}`. Grids of "
+        f"{row.size}x{row.size}, alive everywhere, {row.steps} steps, medians; `launched` and "
+        "`replayed` are `NeuralCA` with fp16 operands, step by step and as CUDA graphs."
+    )
+    tables = [results.rollout_table(rows), results.training_table(rows)]
+    return "\n\n".join([_wrap(text), *("\n".join(table) for table in tables)])
 
 
 def compiled_kernels(text: str) -> str:

@@ -1,0 +1,177 @@
+"""The parts of a run on a GPU, in the order of what is learned: commands, limits and rehearsals."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+TESTS = "tests/kernels"
+LEFT_OUT = "not compiler and not 2_to_the_31"
+WORKERS = "8"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a run.
+
+    Attributes:
+        name: what it is called on the command line, and its log after it.
+        what: one line for the help text.
+        limit: seconds after which it is stopped.
+        commands: makes its commands, one after the other until one fails. The arguments are the
+            folder for its files and whether it is rehearsed.
+        environment: variables of its own.
+        tool: program that it needs; without it the part is skipped, or rehearsed without it.
+        proves: whether the results count only if it passes.
+    """
+
+    name: str
+    what: str
+    limit: float
+    commands: Callable[[str, bool], list[list[str]]]
+    environment: tuple[tuple[str, str], ...] = ()
+    tool: str = ""
+    proves: bool = False
+
+
+def _python(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
+
+
+def _rehearsed(arguments: list[str], rehearse: bool) -> list[str]:
+    return [*arguments, "--rehearse"] if rehearse else arguments
+
+
+def _suite(
+    name: str, files: list[str], expression: str = "", workers: str = ""
+) -> Callable[[str, bool], list[list[str]]]:
+    """Make the commands of a part of tests; a rehearsal collects them."""
+
+    def commands(folder: str, rehearse: bool) -> list[list[str]]:
+        paths = [f"{TESTS}/{file}" for file in files]
+        command = _python("pytest", "-q", "-rfEs", "-o", "filterwarnings=default", *paths)
+        if expression:
+            command += ["-k", expression]
+        if rehearse:
+            return [[*command, "--collect-only"]]
+        if workers:
+            command += ["-n", workers, "--dist", "load"]
+        return [[*command, f"--junitxml={os.path.join(folder, name)}.xml"]]
+
+    return commands
+
+
+def _module(module: str, *options: str) -> Callable[[str, bool], list[list[str]]]:
+    return lambda folder, rehearse: [
+        _rehearsed(_python(module, *(o.format(folder=folder) for o in options)), rehearse)
+    ]
+
+
+def _profiled(*tool: str) -> Callable[[str, bool], list[list[str]]]:
+    """Make commands that run the two step kernels under a profiler, or alone in a rehearsal."""
+
+    def commands(folder: str, rehearse: bool) -> list[list[str]]:
+        made = []
+        for batch in ("8", "64") if tool[0] == "ncu" else ("2",):
+            plain = _rehearsed(_python("bench.gpu.profile", "--batch", batch), rehearse)
+            made.append(plain if rehearse else [*tool, *plain])
+        return made
+
+    return commands
+
+
+_PARITY = [
+    "test_rollout.py",
+    "test_threshold.py",
+    "test_offsets.py",
+    "test_alignment.py",
+    "test_not_finite.py",
+    "test_single.py",
+    "test_gpu.py",
+    "test_gpu_replay.py",
+    "test_training_graph.py",
+]
+_NCU = (
+    "ncu",
+    "--clock-control=none",
+    "--profile-from-start=off",
+    "--kernel-name=regex:_step_(forward|backward)_kernel",
+    "--launch-count=4",
+    "--set=detailed",
+)
+_MEMCHECK = ("compute-sanitizer", "--tool=memcheck", "--error-exitcode=9")
+_NO_GRAPHS = ("FASTNCA_GRAPHS", "0")
+_NO_CACHE = ("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+
+PARTS = {
+    part.name: part
+    for part in (
+        Part(
+            "smoke",
+            "versions and device; 1, 3 and 8 steps against the reference, every gradient",
+            45,
+            _module("bench.gpu.smoke"),
+            proves=True,
+        ),
+        Part(
+            "parity",
+            "every comparison with the reference, repetition, replay, training iterations",
+            100,
+            _suite("parity", _PARITY, LEFT_OUT, WORKERS),
+            proves=True,
+        ),
+        Part(
+            "timing",
+            "rollouts, gradients and training iterations beside the tutorial's class, compiled too",
+            170,
+            _module("bench.gpu.timing", "{folder}/rows.jsonl"),
+        ),
+        Part("ncu", "Nsight Compute on both step kernels", 45, _profiled(*_NCU), tool="ncu"),
+        Part(
+            "memcheck",
+            "compute-sanitizer on both step kernels, every allocation on its own",
+            45,
+            _profiled(*_MEMCHECK),
+            (_NO_GRAPHS, _NO_CACHE),
+            tool="compute-sanitizer",
+        ),
+        Part(
+            "compile",
+            "torch operators, and a rollout within one compiled graph",
+            70,
+            _suite("compile", ["test_operators.py", "test_gpu.py"], "operators or compiler", "4"),
+        ),
+        Part(
+            "captures",
+            "captures that fail, in a process of their own",
+            40,
+            _suite("captures", ["test_gpu_capture.py"]),
+        ),
+        Part(
+            "persistent",
+            "the experimental kernel that waits in itself: bits, then time; it may hang",
+            80,
+            lambda folder, rehearse: (
+                _suite("persistent", ["test_persistent.py", "test_persistent_gpu.py"])(
+                    folder, rehearse
+                )
+                + _module("bench.gpu.timing", "{folder}/rows.jsonl", "--persistent")(
+                    folder, rehearse
+                )
+            ),
+        ),
+        Part(
+            "offsets",
+            "more than 2^31 numbers, in 60 GiB",
+            40,
+            _suite("offsets", ["test_gpu.py"], "2_to_the_31"),
+        ),
+        Part(
+            "training",
+            "500 iterations from one seed, fused and in plain PyTorch",
+            60,
+            _module("bench.gpu.training", "{folder}/rows.jsonl"),
+        ),
+    )
+}
+"""By name, in the order in which they run."""

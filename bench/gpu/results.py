@@ -1,0 +1,257 @@
+"""Turn what a run on a GPU left into committed rows and the README's GPU table.
+
+    python -m bench.gpu.results OUTDIR [--commit HASH]
+
+Writes `bench/results/gpu-NAME.csv`, NAME from the device, and the generated part of the README.
+Numbers of a rehearsal, and of a run whose parity did not pass, are refused.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, get_type_hints
+
+from bench.gpu.parts import PARTS
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results"
+PREFIX = "gpu-"
+ORDER = ("tutorial", "compile", "launched", "replayed", "persistent")
+OK = "ok"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        provider: see `bench.gpu.timing`.
+        mode: "rollout", "rollout+backward", "training", "step, host" or "final loss".
+        batch, size, steps: grids, their height and width, and steps of a rollout.
+        status: "ok" or "failed".
+        reason: why it failed.
+        rounds: number of timed runs.
+        milliseconds, milliseconds_low, milliseconds_high: median, least and most of the rounds.
+        picoseconds_per_cell_step: of a rollout; for "rollout+backward", of the backward pass alone.
+        memory_mib: extra peak memory of a run.
+        loss: mean of the last losses.
+        machine and what follows: where it was measured, see `bench.machine.Machine`.
+    """
+
+    provider: str
+    mode: str
+    batch: int | None = None
+    size: int | None = None
+    steps: int | None = None
+    status: str = OK
+    reason: str = ""
+    rounds: int | None = None
+    milliseconds: float | None = None
+    milliseconds_low: float | None = None
+    milliseconds_high: float | None = None
+    picoseconds_per_cell_step: float | None = None
+    memory_mib: float | None = None
+    loss: float | None = None
+    machine: str = ""
+    device: str = ""
+    cuda: str = ""
+    torch: str = ""
+    triton: str = ""
+    python: str = ""
+    fastnca: str = ""
+    commit: str = ""
+
+    WHERE: ClassVar[tuple[str, ...]] = (
+        "machine",
+        "device",
+        "cuda",
+        "torch",
+        "triton",
+        "python",
+        "fastnca",
+        "commit",
+    )
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read rows, a JSON object a line; a last line that was cut off is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(Row(**json.loads(line)))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def read_parts(path: Path) -> dict[str, dict[str, Any]]:
+    """Read what became of each part."""
+    with path.open(newline="") as file:
+        return {line["part"]: line for line in csv.DictReader(file)}
+
+
+def parity(parts: dict[str, dict[str, Any]]) -> str:
+    """Say whether the parts that prove the numbers passed: "passed", or what did not."""
+    wrong = []
+    for name in (part.name for part in PARTS.values() if part.proves):
+        status = parts[name]["status"] if name in parts else "not run"
+        if status != "passed":
+            wrong.append(f"{name} {status}")
+    return "; ".join(wrong) or "passed"
+
+
+def rollout_table(rows: Iterable[Row]) -> list[str]:
+    """Return a Markdown table of picoseconds per cell and step."""
+    found = {(row.provider, row.batch, row.mode): row for row in rows}
+    lines = [
+        "| ps per cell and step | batch | forward | backward |",
+        "| --- | --- | --- | --- |",
+    ]
+    for provider, batch in _kinds(rows, ("rollout", "rollout+backward")):
+        cells = []
+        for mode in ("rollout", "rollout+backward"):
+            row = found.get((provider, batch, mode))
+            cells.append(_number(row, row.picoseconds_per_cell_step) if row else "")
+        lines.append(f"| {provider} | {batch} | {cells[0]} | {cells[1]} |")
+    return lines
+
+
+def training_table(rows: Iterable[Row]) -> list[str]:
+    """Return a Markdown table of milliseconds and MiB of a training iteration."""
+    found = {(row.provider, row.batch): row for row in rows if row.mode == "training"}
+    lines = [
+        "| training iteration | batch | ms (least to most) | times faster | MiB |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for provider, batch in _kinds(rows, ("training",)):
+        row, base = found[provider, batch], found.get(("tutorial", batch))
+        gain = ""
+        if base and base.milliseconds and row.milliseconds:
+            gain = f"{base.milliseconds / row.milliseconds:.1f}"
+        time = _number(row, row.milliseconds)
+        if row.milliseconds_low is not None and row.milliseconds_high is not None:
+            time += f" ({row.milliseconds_low:.4g} to {row.milliseconds_high:.4g})"
+        memory = _number(row, row.memory_mib)
+        lines.append(f"| {provider} | {batch} | {time} | {gain} | {memory} |")
+    return lines
+
+
+def _kinds(rows: Iterable[Row], modes: tuple[str, ...]) -> list[tuple[str, int]]:
+    """Return provider and batch of the rows in these modes, in the order of the tables."""
+    kinds = {(row.provider, row.batch) for row in rows if row.mode in modes}
+    known = [(provider, batch) for provider, batch in kinds if batch is not None]
+    return sorted(known, key=lambda kind: (kind[1], ORDER.index(kind[0])))
+
+
+def _number(row: Row, value: float | None) -> str:
+    if row.status != OK:
+        return row.reason
+    return "" if value is None else f"{value:.4g}"
+
+
+def where(row: Row) -> str:
+    """Say on what a row was measured."""
+    return (
+        f"{row.machine}, CUDA {row.cuda or 'none'}, torch {row.torch}, triton {row.triton}, "
+        f"Python {row.python}, fastnca {row.fastnca} at commit {row.commit}"
+    )
+
+
+def summary(rows: list[Row], parts: dict[str, dict[str, Any]], rehearse: bool) -> str:
+    """Return the last page of a run, as Markdown."""
+    lines = ["# Run on a GPU: rehearsal on a CPU" if rehearse else "# Run on a GPU", ""]
+    if rehearse:
+        lines += ["This is a rehearsal: tests were collected, not run, and no time means anything."]
+    else:
+        lines += [f"Parity: **{parity(parts)}**."]
+    if rows:
+        lines += ["", f"{where(rows[0])}."]
+    lines += ["", "| part | status | seconds | tests | failed | skipped | reason |"]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    for name, part in parts.items():
+        seconds = f"{float(part['seconds']):.0f}"
+        counts = f"{part['tests']} | {part['failures']} | {part['skips']}"
+        lines.append(f"| {name} | {part['status']} | {seconds} | {counts} | {part['reason']} |")
+    if rows:
+        lines += ["", *rollout_table(rows), "", *training_table(rows)]
+    losses = [f"{row.provider} {row.loss:.5f}" for row in rows if row.loss is not None]
+    if losses:
+        lines += ["", f"Final loss from one seed: {', '.join(losses)}."]
+    return "\n".join(lines) + "\n"
+
+
+def write_csv(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows with a header; numbers have six significant digits."""
+    names = [field.name for field in fields(Row)]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            values = asdict(row).items()
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values})
+
+
+def read_csv(path: Path) -> list[Row]:
+    """Read what `write_csv` wrote."""
+    hints = get_type_hints(Row)
+    with path.open(newline="") as file:
+        return [
+            Row(**{name: _value(text, hints[name]) for name, text in line.items()})
+            for line in csv.DictReader(file)
+        ]
+
+
+def _value(text: str, hint: object) -> Any:
+    if hint is str:
+        return text
+    if text == "":
+        return None
+    return int(text) if hint == int | None else float(text)
+
+
+def collect(folder: Path, commit: str | None = None) -> list[Row]:
+    """Read the rows of a run that may be published.
+
+    Raises:
+        ValueError: it was a rehearsal, its parity did not pass, or it has no rows.
+    """
+    rows = read_rows(folder / "rows.jsonl")
+    if not rows:
+        raise ValueError(f"{folder} has no rows")
+    if any(row.device != "cuda" for row in rows):
+        raise ValueError(f"{folder} holds a rehearsal, whose times mean nothing")
+    said = parity(read_parts(folder / "parts.csv"))
+    if said != "passed":
+        raise ValueError(f"the run in {folder} did not prove its numbers: {said}")
+    return [replace(row, commit=commit or row.commit) for row in rows]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the rows and the README."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, metavar="OUTDIR", help="what the run left")
+    parser.add_argument("--commit", help="of the code that ran, where that had no git")
+    options = parser.parse_args(arguments)
+    try:
+        rows = collect(options.folder, options.commit)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    name = rows[0].machine.lower().removeprefix("nvidia ").replace(" ", "-")
+    path = RESULTS / f"{PREFIX}{name}.csv"
+    write_csv(path, rows)
+    print(f"written: {path}")
+    from bench.readme import write_text  # reads these results in turn
+
+    write_text()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
