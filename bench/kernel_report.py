@@ -1,6 +1,6 @@
 """Compile every kernel for several GPUs, without one, and report what the compiler made of it.
 
-    python -m bench.kernel_report [--json FILE] [--targets sm_80,sm_90,sm_100] [--large] \
+    python -m bench.kernel_report [--json FILE] [--targets sm_89,sm_90] [--large] \
         [--precision fp16]
 
 Registers, spills and instruction counts are read from the machine code, disassembled with the
@@ -21,7 +21,7 @@ import triton
 from bench.kernel_variants import Variant, compile_variant, variants
 from fastnca.kernels import OPERAND_DTYPES
 
-TARGETS = ("sm_80", "sm_90", "sm_100")
+TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)")
 DIRECTIONS = {

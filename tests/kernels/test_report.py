@@ -16,6 +16,8 @@ def _interpreter() -> None:
 
 
 ROOT = Path(__file__).parents[2]
+COMPILING = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+COMPILING["PYTHONPATH"] = str(ROOT)
 KEYS = {
     "kernel",
     "variant",
@@ -30,19 +32,27 @@ KEYS = {
 }
 
 
+CONSUMER_GPUS = ("sm_89", "sm_120")
+SHARED_BYTES = 101_376
+"""The most shared memory of a program on a consumer GPU."""
+
+
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def all_records(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     file = tmp_path_factory.mktemp("report") / "report.json"
-    command = [sys.executable, "-m", "bench.kernel_report", "--targets", "sm_90"]
-    command += ["--precision", "fp16", "--json"]
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(ROOT)
-    subprocess.run([*command, str(file)], cwd=ROOT, env=environment, check=True)
+    command = [sys.executable, "-m", "bench.kernel_report", "--precision", "fp16"]
+    command += ["--targets", ",".join(("sm_90", *CONSUMER_GPUS)), "--json"]
+    subprocess.run([*command, str(file)], cwd=ROOT, env=COMPILING, check=True)
     return json.loads(file.read_text())
 
 
-def test_records_have_the_documented_keys(records: list[dict]) -> None:
-    assert all(set(record) == KEYS for record in records)
+@pytest.fixture(scope="module")
+def records(all_records: list[dict]) -> list[dict]:
+    return [record for record in all_records if record["target"] == "sm_90"]
+
+
+def test_records_have_the_documented_keys(all_records: list[dict]) -> None:
+    assert all(set(record) == KEYS for record in all_records)
 
 
 def test_half_precision_steps_do_not_spill(records: list[dict]) -> None:
@@ -90,3 +100,52 @@ def test_instructions_per_cell_stay_in_budget(
 ) -> None:
     (record,) = (r for r in records if r["kernel"] == kernel and r["variant"] == "fp16-c16-h128")
     assert record["warp_instructions_per_cell"] <= limit
+
+
+@pytest.mark.parametrize("target", CONSUMER_GPUS)
+def test_kernels_fit_consumer_gpus(all_records: list[dict], target: str) -> None:
+    found = [record for record in all_records if record["target"] == target]
+    assert len(found) >= 20
+    assert all(record["shared_bytes"] <= SHARED_BYTES for record in found)
+    spilled = [r for r in found if "fp16-c16-h128" in r["variant"] and r["spill_bytes"]]
+    assert not spilled
+
+
+PTX = """
+from bench.kernel_variants import compile_variant, variants
+ENDS = ("start_backward", "finish_backward", "reduce_gradients", "single_gradient_end")
+for variant in variants("sm_90"):
+    if variant.name.endswith("c16-h128") or variant.kernel in ENDS:
+        ptx = compile_variant(variant, "sm_90").asm["ptx"]
+        words = {line.split()[0] for line in ptx.splitlines() if line.strip()}
+        print(variant.kernel, variant.name, *(w for w in words if w[:4] in ("max.", "div.")))
+"""
+
+
+@pytest.fixture(scope="module")
+def instructions() -> dict[tuple[str, str], list[str]]:
+    """Return the maxima and quotients in the PTX of each kernel, by name and variant."""
+    command = [sys.executable, "-c", PTX]
+    done = subprocess.run(
+        command, cwd=ROOT, env=COMPILING, capture_output=True, text=True, check=True
+    )
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return {(kernel, variant): words for kernel, variant, *words in lines}
+
+
+def test_relu_passes_nan_on(instructions) -> None:
+    """A GPU's plain maximum of NaN and 0 is 0; the interpreter's is NaN, so it cannot tell."""
+    networks = ("step_forward", "step_backward", "single_step", "single_gradient")
+    found = {key: words for key, words in instructions.items() if key[0] in networks}
+    assert len(found) == 12
+    for (_, variant), words in found.items():
+        rectifier = "max.NaN.f16x2" if variant.startswith("fp16") else "max.NaN.f32"
+        assert rectifier in words
+        assert not {"max.f32", "max.f16x2", "max.f16"} & set(words)
+
+
+def test_scales_are_undone_exactly(instructions) -> None:
+    """A quotient of float32 is approximate on a GPU; a product with a power of two is exact."""
+    assert {"finish_backward", "reduce_gradients"} <= {kernel for kernel, _ in instructions}
+    quotients = {word for words in instructions.values() for word in words if word[:4] == "div."}
+    assert not [word for word in quotients if word.endswith("f32")]
