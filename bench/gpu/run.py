@@ -162,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * options.minutes
     outcomes: list[Outcome] = []
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary, "gpu")
         folder.mkdir()
         os.environ.setdefault("TRITON_CACHE_DIR", str(Path(temporary, "triton")))

@@ -1,7 +1,7 @@
 """Experimental: a rollout whose steps forward are one launch. Not run on hardware yet.
 
 Nothing in the package calls this. `tests/kernels/test_persistent.py` compares it with the launches
-that it would replace, `bench/gpu_timing.py` times it; it will be removed unless it is faster.
+that it would replace, `bench/gpu/timing.py` times it; it will be removed unless it is faster.
 """
 
 import torch
