@@ -13,7 +13,6 @@ from pathlib import Path
 from bench import sections
 from bench.gpu.results import PREFIX
 from bench.gpu.results import Row as GpuRow
-from bench.gpu.results import read_csv as read_gpu_csv
 from bench.machine import ROOT
 from bench.plot import digest, draw, drawn_from
 from bench.quality import Result, read_results
@@ -97,7 +96,7 @@ def _from_files() -> str:
     """Render what is committed."""
     tables = {path: read_csv(path) for path in results_files()}
     quality = [run for path in sorted(RESULTS.glob("*-quality.csv")) for run in read_results(path)]
-    gpus = {path: read_gpu_csv(path) for path in sorted(RESULTS.glob(f"{PREFIX}*.csv"))}
+    gpus = {path: read_csv(path, GpuRow) for path in sorted(RESULTS.glob(f"{PREFIX}*.csv"))}
     return render(tables, quality, gpus, KERNELS.read_text())
 
 

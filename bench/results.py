@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 OK, WRONG, SKIPPED = "ok", "wrong", "skipped"
 
@@ -84,9 +84,12 @@ class Row:
         return self.case, self.provider
 
 
-def write_csv(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows with a header; numbers have six significant digits."""
-    names = [field.name for field in fields(Row)]
+T = TypeVar("T")
+
+
+def write_csv(path: Path, rows: Iterable[Any], kind: type = Row) -> None:
+    """Write rows, dataclasses of one kind, with a header; numbers have six significant digits."""
+    names = [field.name for field in fields(kind)]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -94,20 +97,20 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
         writer.writerows([_to_text(getattr(row, name)) for name in names] for row in rows)
 
 
-def read_csv(path: Path) -> list[Row]:
+def read_csv(path: Path, kind: type[T] = Row) -> list[T]:  # type: ignore[assignment]
     """Read what `write_csv` wrote.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it has other columns, or a field is not a number.
     """
-    hints = get_type_hints(Row)
+    hints = get_type_hints(kind)
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames is None or set(reader.fieldnames) != set(hints):
             raise ValueError(f"{path} does not have the columns of a benchmark's results")
         return [
-            Row(**{name: _from_text(text, hints[name]) for name, text in line.items()})
+            kind(**{name: _from_text(text, hints[name]) for name, text in line.items()})
             for line in reader
         ]
 

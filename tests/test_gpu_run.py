@@ -16,6 +16,7 @@ from bench import sections
 from bench.gpu import results, run
 from bench.gpu.parts import PARTS, Part
 from bench.gpu.results import Row
+from bench.results import read_csv
 from tests.kernels.conftest import INTERPRETED
 
 ROOT = Path(__file__).parent.parent
@@ -206,7 +207,7 @@ def test_rows_of_a_run_are_written_and_shown(tmp_path: Path, monkeypatch) -> Non
     monkeypatch.setattr("bench.readme.write_text", lambda: written.append("README"))
     assert results.main([str(tmp_path), "--commit", "abc1234"]) == 0
     assert written == ["README"]
-    found = results.read_csv(tmp_path / "gpu-h100.csv")
+    found = read_csv(tmp_path / "gpu-h100.csv", Row)
     assert found == [replace(row, commit="abc1234") for row in rows]
     text = sections.gpu(found, "bench/results/gpu-h100.csv")
     assert "NVIDIA H100, CUDA 13.0, torch 2.11.0, triton 3.6.0" in text

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from bench.gpu.results import Row
+from bench.gpu.results import WHERE, Row
 from bench.machine import describe
 from bench.runners import Timed
 from bench.timing import Clock
@@ -27,7 +27,7 @@ class Rows:
 
     def add(self, **values: object) -> None:
         """Write a row, and print it."""
-        where = {name: self._where[name] for name in Row.WHERE}
+        where = {name: self._where[name] for name in WHERE}
         row = asdict(Row(**values, **where))  # type: ignore[arg-type]
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -11,17 +11,17 @@ import csv
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any
 
 from bench.gpu.parts import PARTS
+from bench.results import OK, write_csv
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 PREFIX = "gpu-"
 ORDER = ("tutorial", "compile", "launched", "replayed", "persistent")
-OK = "ok"
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,9 @@ class Row:
     fastnca: str = ""
     commit: str = ""
 
-    WHERE: ClassVar[tuple[str, ...]] = (
-        "machine",
-        "device",
-        "cuda",
-        "torch",
-        "triton",
-        "python",
-        "fastnca",
-        "commit",
-    )
+
+WHERE = ("machine", "device", "cuda", "torch", "triton", "python", "fastnca", "commit")
+"""The fields of a row that say where it was measured."""
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -186,35 +179,6 @@ def summary(rows: list[Row], parts: dict[str, dict[str, Any]], rehearse: bool) -
     return "\n".join(lines) + "\n"
 
 
-def write_csv(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows with a header; numbers have six significant digits."""
-    names = [field.name for field in fields(Row)]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            values = asdict(row).items()
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values})
-
-
-def read_csv(path: Path) -> list[Row]:
-    """Read what `write_csv` wrote."""
-    hints = get_type_hints(Row)
-    with path.open(newline="") as file:
-        return [
-            Row(**{name: _value(text, hints[name]) for name, text in line.items()})
-            for line in csv.DictReader(file)
-        ]
-
-
-def _value(text: str, hint: object) -> Any:
-    if hint is str:
-        return text
-    if text == "":
-        return None
-    return int(text) if hint == int | None else float(text)
-
-
 def collect(folder: Path, commit: str | None = None) -> list[Row]:
     """Read the rows of a run that may be published.
 
@@ -245,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     name = rows[0].machine.lower().removeprefix("nvidia ").replace(" ", "-")
     path = RESULTS / f"{PREFIX}{name}.csv"
-    write_csv(path, rows)
+    write_csv(path, rows, Row)
     print(f"written: {path}")
     from bench.readme import write_text  # reads these results in turn
 
