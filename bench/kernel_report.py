@@ -1,7 +1,7 @@
 """Compile every kernel for several GPUs, without one, and report what the compiler made of it.
 
     python -m bench.kernel_report [--json FILE] [--targets sm_89,sm_90] [--large] \
-        [--precision fp16]
+        [--precision fp16] [--variant c16-h128]
 
 Registers, spills and instruction counts are read from the machine code, disassembled with the
 tools that ship with Triton. They are static evidence, not timings.
@@ -120,6 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--targets", default=",".join(TARGETS), help="comma-separated, as sm_90")
     parser.add_argument("--large", action="store_true", help="networks of 256 hidden units too")
     parser.add_argument("--precision", help="only the variants of this precision")
+    parser.add_argument("--variant", default="", help="only the variants with this in their names")
     options = parser.parse_args(arguments)
     print(f"Triton {triton.__version__}, tiles with their warps and constants as launched")
     print(
@@ -130,6 +131,8 @@ def main(arguments: list[str] | None = None) -> int:
     for target in options.targets.split(","):
         for variant in variants(target, options.large):
             if options.precision and OPERAND_DTYPES[options.precision] != variant.operand:
+                continue
+            if options.variant not in variant.name:
                 continue
             record = examine(variant, target)
             records.append(record)

@@ -1,5 +1,7 @@
 """Values that are not finite reach the result: whatever the alive test clears, they stay."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch import Tensor
@@ -53,6 +55,20 @@ def samples_not_finite(states: Tensor) -> list[bool]:
     return (~states[:, :4].isfinite()).any(dim=(1, 2, 3)).tolist()
 
 
+def draw_grids() -> tuple[NeuralCA, Tensor]:
+    model, state, _ = draw(Case(5, 18, batch=4, pattern="left", hidden=20), seed=0)
+    state[0] = 0.0
+    return model, state
+
+
+@cache
+def roll_out_finite(precision: str, device: torch.device) -> Tensor:
+    model, state = draw_grids()
+    parameters = tuple(p.detach().float().to(device) for p in model.update_net.parameters())
+    options = SETTINGS | {"steps": 3, "seed": 1, "precision": precision}
+    return fused_rollout(state.to(device), parameters, **options)
+
+
 @pytest.mark.parametrize("precision", ["ieee", "fp16"])
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("channel", [3, 7])
@@ -60,11 +76,10 @@ def test_the_same_samples_as_in_the_reference(
     channel: int, value: float, precision: str, device: torch.device
 ) -> None:
     """A grid that is dead, one that lives elsewhere, one that lives there, and one without."""
-    model, state, _ = draw(Case(5, 18, batch=4, pattern="left", hidden=20), seed=0)
-    state[0] = 0.0
+    model, state = draw_grids()
     parameters = tuple(p.detach().float().to(device) for p in model.update_net.parameters())
     options = SETTINGS | {"steps": 3, "seed": 1, "precision": precision}
-    finite = fused_rollout(state.to(device), parameters, **options)
+    finite = roll_out_finite(precision, device)
     assert samples_not_finite(finite) == [False] * 4
     state[0, channel, 3, 12] = state[1, channel, 3, 12] = state[2, channel, 3, 1] = value
     expected = samples_not_finite(reference(model.float(), state, 3))
