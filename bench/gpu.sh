@@ -8,6 +8,6 @@
 # OUTDIR` then writes the rows into bench/results/ and the README. The exit status is the number of
 # parts that failed. --rehearse goes through the same parts on a CPU.
 set -u
-cd "$(dirname "$0")/.." || exit 1
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+root=$(cd "$(dirname "$0")/.." && pwd) || exit 1
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 exec "${PYTHON:-python3}" -m bench.gpu.run "$@"

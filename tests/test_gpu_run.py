@@ -11,9 +11,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import sections
-from bench.gpu import results, run
+from bench.gpu import results, run, timing
+from bench.gpu.measure import Rows
 from bench.gpu.parts import PARTS, Part
 from bench.gpu.results import Row
 from bench.results import read_csv
@@ -39,9 +41,10 @@ def members(archive: Path) -> set[str]:
 @pytest.mark.skipif(not INTERPRETED, reason="a rehearsal is for machines without a GPU")
 def test_the_rehearsal_goes_through_every_part(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHON": sys.executable}
-    command = ["bash", str(ROOT / "bench" / "gpu.sh"), "--rehearse", str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = ["bash", str(ROOT / "bench" / "gpu.sh"), "--rehearse", "out"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    tmp_path /= "out"
     assert {path.name for path in tmp_path.iterdir()} == FILES
     assert members(tmp_path / "gpu.tar.gz") == {
         *(f"{name}.log" for name in PARTS),
@@ -56,6 +59,7 @@ def test_the_rehearsal_goes_through_every_part(tmp_path: Path) -> None:
     for provider in ("tutorial", "compile", "launched", "replayed"):
         assert {(provider, mode) for mode in ("rollout", "rollout+backward", "training")} <= kinds
     assert ("persistent", "rollout") in kinds
+    assert {("launched", "step, host"), ("launched", "step backward, host")} <= kinds
     assert {row.status for row in rows} == {"ok"}
     text = (tmp_path / "summary.md").read_text()
     assert "rehearsal" in text.splitlines()[0]
@@ -241,3 +245,19 @@ def test_parts_that_only_measure_need_not_pass(tmp_path: Path) -> None:
 def test_a_run_without_rows_is_refused(tmp_path: Path, capsys) -> None:
     assert results.main([str(tmp_path)]) == 1
     assert "has no rows" in capsys.readouterr().err
+
+
+def test_a_provider_whose_rollout_is_wrong_gets_no_time(tmp_path: Path, monkeypatch) -> None:
+    """Nor do its gradients, whose time is what they add to that of the rollout."""
+    device = torch.device("cpu")
+    rows = Rows(tmp_path / "rows.jsonl", device)
+    monkeypatch.setattr(timing, "check", fail)
+    weights = timing.make_weights(device)
+    timing.measure_provider("launched", 1, timing.REHEARSED, rows, weights, device)
+    (row,) = results.read_rows(tmp_path / "rows.jsonl")
+    assert (row.mode, row.status, row.milliseconds) == ("rollout", "failed", None)
+    assert row.reason == "the result differs"
+
+
+def fail(*_: object) -> None:
+    raise RuntimeError("the result differs")

@@ -30,7 +30,8 @@ class Row:
 
     Attributes:
         provider: see `bench.gpu.timing`.
-        mode: "rollout", "rollout+backward", "training", "step, host" or "final loss".
+        mode: "rollout", "rollout+backward", "training", "final loss", or what the host spends on
+            one call of the model and on its gradients, "step, host" and "step backward, host".
         batch, size, steps: grids, their height and width, and steps of a rollout.
         status: "ok" or "failed".
         reason: why it failed.
@@ -173,6 +174,9 @@ def summary(rows: list[Row], parts: dict[str, dict[str, Any]], rehearse: bool) -
         lines.append(f"| {name} | {part['status']} | {seconds} | {counts} | {part['reason']} |")
     if rows:
         lines += ["", *rollout_table(rows), "", *training_table(rows)]
+    host = [f"{r.mode} {1e3 * r.milliseconds:.0f} us" for r in rows if "host" in r.mode]
+    if host:
+        lines += ["", f"One step of the tutorial's own loop: {', '.join(host)}."]
     losses = [f"{row.provider} {row.loss:.5f}" for row in rows if row.loss is not None]
     if losses:
         lines += ["", f"Final loss from one seed: {', '.join(losses)}."]

@@ -21,9 +21,10 @@ import xml.etree.ElementTree as ElementTree
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TextIO
 
 from bench.gpu.parts import PARTS, Part
-from bench.gpu.results import read_rows, summary
+from bench.gpu.results import ROOT, read_rows, summary
 
 FEWEST_SECONDS = 10
 """A part with less time left is not begun."""
@@ -89,10 +90,17 @@ def run_part(part: Part, folder: Path, rehearse: bool, seconds: float) -> Outcom
     return Outcome(part.name, status, reason, time.monotonic() - started, *counted)
 
 
-def _run(command: list[str], environment: dict[str, str], log, seconds: float) -> int | None:  # type: ignore[no-untyped-def]
+def _run(
+    command: list[str], environment: dict[str, str], log: TextIO, seconds: float
+) -> int | None:
     """Run a command and return its exit status, None if it had to be stopped."""
     process = subprocess.Popen(
-        command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        command,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
     )
     try:
         return process.wait(max(seconds, 0.1))

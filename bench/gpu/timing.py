@@ -10,7 +10,6 @@ training iteration is the pool trainer's around each of them. The most important
 """
 
 import argparse
-import math
 import os
 import statistics
 import time
@@ -149,7 +148,10 @@ def prepare(mode: str, runner: TorchRunner, state: Tensor, steps: int) -> Timed:
 def measure_provider(
     provider: str, batch: int, sizes: Sizes, rows: Rows, weights: Weights, device: torch.device
 ) -> None:
-    """Measure one provider at one batch size in all modes; what fails is a row with its reason."""
+    """Measure one provider at one batch size in all modes; what fails is a row with its reason.
+
+    Without a right rollout there is nothing else to measure.
+    """
     state = make_states(batch, sizes.size, device)
     runner = make_runner(provider, weights, device)
     ours = provider in ("launched", "replayed")
@@ -169,18 +171,21 @@ def measure_provider(
             peak = memory.peak()
         except (RuntimeError, torch.OutOfMemoryError) as error:
             rows.add(**about, status="failed", reason=str(error).splitlines()[0])
+            if mode == "rollout":
+                return
             continue
         middle = statistics.median(times)
-        own = middle - forward if mode == "rollout+backward" else middle
-        picoseconds = own * 1e9 / cells if mode != "training" else math.nan
-        forward = middle if mode == "rollout" else forward
+        picoseconds = None
+        if mode != "training":
+            picoseconds = (middle - forward) * 1e9 / cells
+            forward = middle
         rows.add(
             **about,
             rounds=len(times),
             milliseconds=middle,
             milliseconds_low=min(times),
             milliseconds_high=max(times),
-            picoseconds_per_cell_step=None if math.isnan(picoseconds) else picoseconds,
+            picoseconds_per_cell_step=picoseconds,
             memory_mib=peak,
         )
 
@@ -189,23 +194,29 @@ def measure_host(rows: Rows, weights: Weights, batch: int, size: int, device: to
     """Measure what the host spends on a step of the tutorial's loop, not waiting for the device."""
     model = make_runner("launched", weights, device).module.train()
     state = make_states(batch, size, device)
-    times: list[float] = []
-    for _ in range(220 if device.type == "cuda" else 2):
-        began = time.perf_counter()
-        model(state)
-        times.append(1e3 * (time.perf_counter() - began))
-    times = times[20:] or times
-    rows.add(
-        provider="launched",
-        mode="step, host",
-        batch=batch,
-        size=size,
-        steps=1,
-        rounds=len(times),
-        milliseconds=statistics.median(times),
-        milliseconds_low=min(times),
-        milliseconds_high=max(times),
-    )
+    results: list[Tensor] = []
+    calls = {
+        "step, host": lambda: results.append(model(state)),
+        "step backward, host": lambda: results.pop().backward(state),
+    }
+    for mode, call in calls.items():
+        times: list[float] = []
+        for _ in range(220 if device.type == "cuda" else 2):
+            began = time.perf_counter()
+            call()
+            times.append(1e3 * (time.perf_counter() - began))
+        times = times[20:] or times
+        rows.add(
+            provider="launched",
+            mode=mode,
+            batch=batch,
+            size=size,
+            steps=1,
+            rounds=len(times),
+            milliseconds=statistics.median(times),
+            milliseconds_low=min(times),
+            milliseconds_high=max(times),
+        )
 
 
 def measure_persistent(
