@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
+from fastnca.states import ALIVE_THRESHOLD, ALPHA
 from fastnca.storage.bundle import FileFormatError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -16,6 +17,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 _MAX_BYTES = 32 << 20
 _MAX_PIXELS = 16_000_000
+_WHITE = {"L;2": 3, "L;4": 15}
+"""Largest sample of the grey PNG depths that Pillow stretches to 255."""
 
 
 def load_target(
@@ -38,10 +41,11 @@ def load_target(
 
     Returns:
         `[1, 4, size, size]`, RGBA in [0, 1], colours premultiplied by alpha. A picture without
-        alpha is opaque.
+        alpha is opaque. 16-bit samples are reduced to 8 bits; colour profiles are ignored.
 
     Raises:
-        FileFormatError: the file is not a picture, is damaged, or is too large.
+        FileFormatError: the file is not a picture, is damaged, is too large, or is too transparent
+            for a living cell.
         FileNotFoundError: there is no such file.
         ValueError: size and padding leave no cell for the picture.
     """
@@ -61,6 +65,12 @@ def load_target(
     pixels = torch.from_numpy(np.asarray(canvas).astype(np.float32) / 255)
     pixels = torch.cat([pixels[..., :3] * pixels[..., 3:], pixels[..., 3:]], dim=-1)
     target = pixels.permute(2, 0, 1)[None].contiguous()
+    if target[:, ALPHA].max() <= ALIVE_THRESHOLD:
+        raise FileFormatError(
+            path,
+            f"nothing to grow: alpha is at most {ALIVE_THRESHOLD} in each of its {picture.width}x"
+            f"{picture.height} cells, and cells live above that; crop it or make it more opaque",
+        )
     return target.to(device=device, dtype=dtype or torch.get_default_dtype())
 
 
@@ -80,10 +90,31 @@ def _open(path: Path) -> Image.Image:
                         f"too large for a target: {picture.width}x{picture.height} pixels, "
                         f"at most {_MAX_PIXELS:,} pixels",
                     )
-                return ImageOps.exif_transpose(picture).convert("RGBA")
+                return _convert(picture)
     except FileFormatError:
         raise
     except Exception as error:  # each decoder raises its own types on damaged data
         raise FileFormatError(
             path, f"not a picture that can be read ({', '.join(FORMATS)} can)"
         ) from error
+
+
+def _convert(picture: ImageFile.ImageFile) -> Image.Image:
+    """Turn an opened picture upright and convert it to RGBA.
+
+    Pillow clips 16-bit grey instead of scaling it. It also compares the transparent colour of a
+    PNG, which has the file's depth, with pixels that it has already converted to 8 bits.
+    """
+    depth = picture.tile[0][3] if picture.tile else None
+    key = picture.info.get("transparency")
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode in ("I;16", "I"):  # older versions of Pillow open 16-bit grey as "I"
+        values = np.asarray(upright)
+        grey = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+        opaque = np.full(values.shape, True) if key is None else values != key
+        return Image.merge("RGBA", (grey, grey, grey, Image.fromarray(opaque).convert("L")))
+    if key is not None and depth in _WHITE:
+        upright.info["transparency"] = key * 255 // _WHITE[depth]
+    elif key is not None and depth == "RGB;16B":
+        upright.info["transparency"] = tuple(value >> 8 for value in key)
+    return upright.convert("RGBA")

@@ -1,22 +1,17 @@
-"""Game of Life, seeds, damage, drawn targets and target files."""
-
-import io
+"""Game of Life, seeds, damage and drawn targets."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
-from PIL import Image
 
 from fastnca import (
-    FileFormatError,
     create_seed,
     create_target,
     create_target_circle,
     game_of_life_step,
     get_visible_state,
-    load_target,
 )
 from fastnca.states import disc, rectangle
 from fastnca.targets import TARGETS
@@ -110,94 +105,3 @@ def test_rectangle_and_disc():
     assert discs[0].sum() == 9  # cells are a quarter apart: the 3x3 block is inside 0.5
     assert discs[1, 8, 0]
     assert discs[1].sum() == 3
-
-
-def save(path, picture, **options):
-    picture.save(path, **options)
-    return path
-
-
-def test_picture_is_scaled_centred_and_premultiplied(tmp_path):
-    picture = Image.new("RGBA", (20, 10), (200, 100, 50, 128))
-    target = load_target(save(tmp_path / "p.png", picture), size=32, padding=6)
-    assert target.shape == (1, 4, 32, 32)
-    assert target.dtype == torch.float32
-    inside = target[0, :, 11:21, 6:26]
-    alpha = 128 / 255
-    colors = (200 / 255 * alpha, 100 / 255 * alpha, 50 / 255 * alpha, alpha)
-    for channel, value in zip(inside, colors, strict=True):
-        torch.testing.assert_close(channel, torch.full_like(channel, value), atol=0.01, rtol=0)
-    assert target.sum() == pytest.approx(float(inside.sum()))
-
-
-def test_padding_defaults_to_an_eighth(tmp_path):
-    path = save(tmp_path / "p.png", Image.new("RGB", (9, 9), "red"))
-    alpha = load_target(path, 64)[0, 3]
-    assert alpha[8:56, 8:56].min() == 1
-    assert alpha.sum() == 48 * 48
-
-
-def test_exif_orientation_is_obeyed(tmp_path):
-    picture = Image.new("RGB", (16, 8), "black")
-    picture.paste("white", (0, 0, 8, 8))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by a quarter to the right: left becomes top
-    path = save(tmp_path / "p.jpg", picture, exif=exif, quality=95)
-    red = load_target(path, 16, 0)[0, 0]
-    assert red[:6, 5:11].mean() > 0.9
-    assert red[10:, 5:11].mean() < 0.1
-
-
-def test_first_frame_and_palette(tmp_path):
-    frames = [Image.new("P", (4, 4), color) for color in (1, 2)]
-    for frame in frames:
-        frame.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
-    path = save(tmp_path / "p.gif", frames[0], save_all=True, append_images=frames[1:])
-    target = load_target(path, 4, 0)
-    assert target[0, :, 0, 0].tolist() == [1, 0, 0, 1]
-
-
-@pytest.mark.parametrize("size", [(1, 400), (400, 1), (1, 1)])
-def test_extreme_proportions(tmp_path, size):
-    path = save(tmp_path / "p.png", Image.new("RGB", size, "blue"))
-    assert load_target(path, 16, 2)[0, 3].sum() >= 1
-
-
-def damaged(path, change):
-    data = bytearray(save(path, Image.effect_noise((40, 40), 50)).read_bytes())
-    change(data)
-    path.write_bytes(data)
-    return path
-
-
-BAD_FILES = {
-    "text": lambda path: path.write_text("hello"),
-    "empty": lambda path: path.write_bytes(b""),
-    "truncated": lambda path: damaged(path, lambda d: d.__delitem__(slice(200, None))),
-    "broken header": lambda path: damaged(path, lambda d: d.__setitem__(slice(12, 40), b"x" * 28)),
-    "another format": lambda path: path.write_bytes(_tiff()),
-    "too many pixels": lambda path: save(path, Image.new("1", (5000, 4000))),
-    "too many bytes": lambda path: path.write_bytes(b"\0" * ((32 << 20) + 1)),
-}
-
-
-def _tiff():
-    file = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(file, "TIFF")
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("name", BAD_FILES)
-def test_files_that_are_no_picture(tmp_path, name):
-    path = tmp_path / "picture.png"
-    BAD_FILES[name](path)
-    with pytest.raises(FileFormatError, match=r"picture\.png: (not a picture|too large)"):
-        load_target(path)
-
-
-def test_missing_file_and_no_room(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such picture file"):
-        load_target(tmp_path / "none.png")
-    path = save(tmp_path / "p.png", Image.new("RGB", (4, 4)))
-    with pytest.raises(ValueError, match="leaves no cell"):
-        load_target(path, 16, 8)
