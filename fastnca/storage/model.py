@@ -1,7 +1,6 @@
-"""Models as files: the package's own directory format, and the tutorial's `.pt` state dict."""
+"""Models as files: the package's own directory format, and the state dicts of other programs."""
 
 import json
-import zipfile
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from fastnca.reference import sobel_filters
 from fastnca.states import ALPHA
 from fastnca.storage.bundle import (
     BundleFormat,
@@ -18,6 +18,7 @@ from fastnca.storage.bundle import (
     check_tensors,
     read_field,
 )
+from fastnca.storage.state_dict import LAST_WEIGHT, read_state_dict
 
 if TYPE_CHECKING:
     from fastnca.module import NeuralCA
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 _MAX_CHANNELS = 1024
 _MAX_HIDDEN = 8192
-_MAX_PT_BYTES = 1 << 28
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_FILE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def model_shapes(channels: int, hidden: int, dtype: torch.dtype) -> Shapes:
@@ -104,7 +105,7 @@ def load_model(
         header, tensors = MODEL_FORMAT.read(path)
         sizes, metadata = _sizes(header), header["metadata"]
     elif path.is_file():
-        sizes, tensors = _load_state_dict(path)
+        sizes, tensors = _complete(path, read_state_dict(path))
         metadata = {}
     else:
         raise FileNotFoundError(f"{path}: no such model directory or file")
@@ -126,50 +127,51 @@ def _build(
     return model
 
 
-def _load_state_dict(path: Path) -> tuple[tuple[int, int], dict[str, Tensor]]:
-    """Read a `torch.save(model.state_dict())` file without executing anything from it."""
-    size = path.stat().st_size
-    if size > _MAX_PT_BYTES:
-        raise FileFormatError(path, f"too large for a model: {size} bytes")
-    _check_archive(path)
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and pickle raise about a dozen types on a damaged file
-        fault = str(error).splitlines()[0] if str(error) else type(error).__name__
+def _complete(path: Path, tensors: dict[str, Tensor]) -> tuple[tuple[int, int], dict[str, Tensor]]:
+    """Check a state dict, add the constants that some programs leave out, and copy it.
+
+    Returns:
+        Channels and hidden width, which the shapes tell; and the tensors of `model_shapes`,
+        float64 if one of the file is, else float32.
+    """
+    last = tensors[LAST_WEIGHT]
+    if last.dim() != 4:
         raise FileFormatError(
-            path, f"not a state dict that can be read safely ({fault})"
-        ) from error
-    if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
-        raise FileFormatError(path, "not a state dict: expected a dict of tensors")
-    return _infer_sizes(path, loaded), dict(loaded)
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse a file that is not an intact zip archive of bounded size."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > _MAX_PT_BYTES:
-                raise FileFormatError(path, "too large for a model once unpacked")
-            damaged = archive.testzip()
-    except FileFormatError:
-        raise
-    except Exception as error:  # zipfile raises BadZipFile, NotImplementedError, zlib.error, ...
-        raise FileFormatError(
-            path, f"neither a model directory nor a torch.save file ({error})"
-        ) from error
-    if damaged is not None:
-        raise FileFormatError(path, f"damaged: the checksum of {damaged} does not fit")
-
-
-def _infer_sizes(path: Path, tensors: dict[str, Tensor]) -> tuple[int, int]:
-    """Derive channels and hidden width from the shapes, and check every tensor against them."""
-    last = tensors.get("update_net.2.weight")
-    if last is None or last.dim() != 4 or last.layout != torch.strided:
-        raise FileFormatError(path, "no 'update_net.2.weight' of a NeuralCA among its tensors")
+            path,
+            f"tensor '{LAST_WEIGHT}' must be the weight of a 1x1 convolution, got "
+            f"{list(last.shape)}; an nn.Linear leaves the order of its inputs open: where input "
+            "3*c + k is filter k of channel c, save weight[:, :, None, None]",
+        )
     channels, hidden = last.shape[0], last.shape[1]
-    if last.dtype not in _DTYPES.values():
-        raise FileFormatError(path, f"weights must be float32 or float64, got {last.dtype}")
     if not (ALPHA < channels <= _MAX_CHANNELS and 1 <= hidden <= _MAX_HIDDEN):
         raise FileFormatError(path, f"{channels} channels, {hidden} hidden units: out of range")
-    check_tensors(path, tensors, model_shapes(channels, hidden, last.dtype))
-    return channels, hidden
+    with torch.device("cpu"):
+        filters = sobel_filters().repeat(channels, 1, 1)[:, None]
+        constants = {
+            "perception.filters": filters,
+            "update_net.0.bias": torch.zeros(hidden),
+            "update_net.2.bias": torch.zeros(channels),
+        }
+    tensors = constants | tensors
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    shapes = {}
+    for name, (shape, default) in model_shapes(channels, hidden, torch.float32).items():
+        shapes[name] = (shape, dtypes.get(name, default))
+        if shapes[name][1] not in _FILE_DTYPES:
+            raise FileFormatError(
+                path,
+                f"tensor '{name}' must hold floats of 16, 32 or 64 bits, got {dtypes[name]}",
+            )
+    check_tensors(path, tensors, shapes)
+    dtype = torch.float64 if torch.float64 in dtypes.values() else torch.float32
+    tensors = {
+        name: tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    if not torch.equal(tensors["perception.filters"], filters.to(dtype)):
+        raise FileFormatError(
+            path,
+            "tensor 'perception.filters' must hold identity, Sobel-x / 8 and Sobel-y / 8 for every "
+            "channel; other filters are another rule, so train a model with these",
+        )
+    return (channels, hidden), tensors
