@@ -1,4 +1,4 @@
-"""`fastnca info`: versions, devices, and which backend can run."""
+"""`fastnca info`: versions, devices, which backend can run, and the environment variables."""
 
 import os
 import platform
@@ -9,8 +9,8 @@ from importlib import metadata
 import torch
 
 from fastnca import __version__
-from fastnca.backends import ENVIRONMENT_VARIABLE
-from fastnca.cpp import cpp_reasons
+from fastnca.backends import ENVIRONMENT_VARIABLE, requested_backend
+from fastnca.cpp.build import DIRECTORY, SWITCH, cpp_library, cpp_reasons
 from fastnca.fused import fused_reasons
 from fastnca.states import NUM_CHANNELS
 
@@ -31,14 +31,20 @@ def info(_: Namespace) -> int:
     print("backends")
     print(f"  {'reference':<12} yes")
     print(f"  {'torch':<12} yes")
-    _print_backend("cpp", cpp_reasons(torch.float32))
+    cpp = cpp_reasons(torch.float32)
+    _print_backend("cpp", cpp)
+    if not cpp:
+        print(f"  {'':<12} compiled as {cpp_library(torch.float32)._name}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reasons = fused_reasons(device, torch.float32, NUM_CHANNELS, 128, "ieee")
     _print_backend("triton", reasons)
-    chosen = os.environ.get(ENVIRONMENT_VARIABLE)
-    print(
-        f"{ENVIRONMENT_VARIABLE} is {chosen!r}" if chosen else f"{ENVIRONMENT_VARIABLE} is not set"
-    )
+    print("environment")
+    for variable in (ENVIRONMENT_VARIABLE, SWITCH, DIRECTORY, "CXX"):
+        print(f"  {variable:<18} {os.environ.get(variable, 'not set')}")
+    try:
+        requested_backend("auto")
+    except ValueError as error:
+        print(f"  {error}")
     return 0
 
 

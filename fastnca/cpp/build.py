@@ -3,13 +3,19 @@
 A library is built at most once per sources, compiler, options and processor; it is then found in
 the user's cache directory, `FASTNCA_CACHE_DIR` or `~/.cache/fastnca`. `FASTNCA_CPP=0` in the
 environment switches all of this off; `CXX` names another compiler.
+
+The name of a library ends with the SHA-256 digest of its bytes, which is checked before it is
+loaded: the system kills a process that runs into the end of a library that was cut short. A file
+under its final name is replaced or removed, never written, so processes that use it keep it.
 """
 
 import atexit
+import contextlib
 import ctypes
 import hashlib
 import logging
 import os
+import secrets
 import shlex
 import shutil
 import stat
@@ -23,6 +29,8 @@ from pathlib import Path
 
 import torch
 
+from fastnca.storage.atomic import sync_directory
+
 SWITCH = "FASTNCA_CPP"
 DIRECTORY = "FASTNCA_CACHE_DIR"
 
@@ -31,6 +39,12 @@ _OPTIONS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-pth
 _PROCESSOR = ("-march=native", "-mcpu=native")  # the second is what some compilers call it on ARM
 _MOST_SECONDS = 300
 _TYPES = {torch.float32: "float", torch.float64: "double"}
+_HOUR = 3600.0
+_MOST_AGE = {  # seconds after which a file of the cache directory is removed
+    "rollout-*.so": 60 * 24 * _HOUR,  # since they were last loaded
+    ".rollout-*.tmp": _HOUR,  # left by processes that were killed while they compiled
+    "tmp????????.so": _HOUR,  # the same, as earlier versions named them
+}
 
 _log = logging.getLogger("fastnca")
 
@@ -83,13 +97,46 @@ def _build(kind: str) -> Path:
     digest = hashlib.sha256(repr(command).encode() + processor)
     for source in sorted([*sources.glob("*.h"), *sources.glob("*.cpp")]):
         digest.update(source.name.encode() + source.read_bytes())
+    stem = f"rollout-{kind}-{digest.hexdigest()[:24]}"
     directory = _directory()
-    library = directory / f"rollout-{kind}-{digest.hexdigest()[:24]}.so"
-    if not library.exists():
+    library = _find(directory, stem)
+    if library is None:
+        if not os.access(directory, os.W_OK):
+            directory = _other_directory("it cannot be written")
         start = time.perf_counter()
-        _compile([*command, str(sources / "rollout.cpp")], library)
+        library = _compile([*command, str(sources / "rollout.cpp")], directory, stem)
         _log.info("compiled %s in %.1f s", library, time.perf_counter() - start)
+    _sweep(directory)
     return library
+
+
+def _find(directory: Path, stem: str) -> Path | None:
+    """Return the library that some process left, if it is whole."""
+    for library in directory.glob(f"{stem}-*.so"):
+        try:
+            _check_owner(library)
+            if library.stem == f"{stem}-{_digest(library)}":
+                with contextlib.suppress(OSError):  # root's library, or a read-only disk
+                    os.utime(library)
+                return library
+            reason = "it is damaged"
+        except OSError as error:
+            reason = str(error)
+        _log.info("compiled kernels are not taken from %s: %s", library, reason)
+    return None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what killed processes left in a directory, and libraries that nobody loads."""
+    for pattern, seconds in _MOST_AGE.items():
+        for path in directory.glob(pattern):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > seconds:
+                    path.unlink()
 
 
 def _sources() -> Path:
@@ -105,7 +152,10 @@ def _compiler() -> list[str]:
     """Return the command of a C++ compiler."""
     if sys.platform == "win32":
         raise BuildError("the C++ kernels are built on Linux and macOS only")
-    named = shlex.split(os.environ.get("CXX", ""))
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise BuildError(f"CXX={os.environ['CXX']} is no command: {error}") from error
     for words in [named] if named else [[name] for name in _COMPILERS]:
         if shutil.which(words[0]):
             return words
@@ -125,17 +175,22 @@ def _options(compiler: list[str]) -> tuple[tuple[str, ...], bytes]:
     raise BuildError(f"the compiler {compiler[0]} does not work: {_last_line(said)}")
 
 
-def _compile(command: list[str], library: Path) -> None:
-    """Compile into `library`, which appears whole or not at all."""
-    number, name = tempfile.mkstemp(suffix=".so", dir=library.parent)
-    os.close(number)
+def _compile(command: list[str], directory: Path, stem: str) -> Path:
+    """Compile a library, which appears whole or not at all, also after a crash."""
+    temporary = directory / f".{stem}.{secrets.token_hex(6)}.tmp"
     try:
-        found = _run([*command, "-o", name])
+        found = _run([*command, "-o", str(temporary)])
         if found.returncode != 0:
             raise BuildError(f"the compiler {command[0]} failed: {_last_line(found.stderr)}")
-        os.replace(name, library)
+        library = directory / f"{stem}-{_digest(temporary)}.so"
+        with temporary.open("rb") as file:
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        os.replace(temporary, library)
+        sync_directory(directory)
+        return library
     finally:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _run(command: list[str]) -> "subprocess.CompletedProcess[bytes]":
@@ -146,23 +201,30 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[bytes]":
 
 
 def _directory() -> Path:
-    """Return a directory for libraries that only this user can write into."""
+    """Return a directory for libraries that nobody but this user and root can write into."""
     named = os.environ.get(DIRECTORY)
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
-        path = Path(named) if named else Path(base).expanduser() / "fastnca"
+        path = Path(named or Path(base, "fastnca")).expanduser().absolute()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.stat()
-        if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise PermissionError("others can write into it")
-        if not os.access(path, os.W_OK):
-            raise PermissionError("it cannot be written")
+        _check_owner(path)
         return path
     except (OSError, RuntimeError) as error:
-        if named:
-            raise BuildError(f"{DIRECTORY}={named} cannot be used: {error}") from error
-        _log.info("compiled kernels are kept for this process only: %s", error)
-        return _temporary()
+        return _other_directory(error)
+
+
+def _check_owner(path: Path) -> None:
+    found = path.stat()
+    if found.st_uid not in (os.getuid(), 0) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError("others can write into it")
+
+
+def _other_directory(reason: Exception | str) -> Path:
+    """Return a directory that serves this process, unless the user named the one that cannot."""
+    if named := os.environ.get(DIRECTORY):
+        raise BuildError(f"{DIRECTORY}={named} cannot be used: {reason}")
+    _log.info("compiled kernels are kept for this process only: %s", reason)
+    return _temporary()
 
 
 @cache

@@ -109,8 +109,8 @@ class Stepper {
         if (!kept || lines_.empty()) return;
         kept->lines = lines_;
         const int64_t size = grid_.size(lines_) * stride;
-        std::memcpy(arena_->take<T>(size, kept->rows),
-                    rows_.data() + grid_.cell(lines_.top, 0) * stride, size * sizeof(T));
+        std::copy_n(rows_.data() + grid_.cell(lines_.top, 0) * stride, size,
+                    arena_->take<T>(size, kept->rows));
     }
 
     // DONE while all values are in the range where active cells are exact.
@@ -166,8 +166,7 @@ class Stepper {
 
     void keep_cells(Record &record) {
         const int64_t stride = weights_.stride;
-        std::memcpy(arena_->take<int32_t>(record.count, record.cells), cells_.data(),
-                    record.count * sizeof(int32_t));
+        std::copy_n(cells_.data(), record.count, arena_->take<int32_t>(record.count, record.cells));
         T *old = arena_->take<T>(record.count * stride, record.old);
         for (int64_t i = 0; i < record.count; ++i)
             copy_row(stride, rows_.data() + cells_[i] * stride, old + i * stride);
@@ -231,13 +230,13 @@ class Stepper {
     void keep_gone(Record &record) {
         const int64_t stride = weights_.stride, flags = grid_.size(record.lines);
         record.gone = static_cast<int64_t>(gone_.size());
-        std::memcpy(arena_->take<int32_t>(record.gone, record.gone_cells), gone_.data(),
-                    record.gone * sizeof(int32_t));
+        std::copy_n(gone_.data(), record.gone,
+                    arena_->take<int32_t>(record.gone, record.gone_cells));
         T *old = arena_->take<T>(record.gone * stride, record.gone_old);
         for (int64_t i = 0; i < record.gone; ++i)
             copy_row(stride, rows_.data() + gone_[i] * stride, old + i * stride);
-        std::memcpy(arena_->take<uint8_t>(flags, record.alive),
-                    occupied_.data() + grid_.cell(record.lines.top, 0), flags);
+        std::copy_n(occupied_.data() + grid_.cell(record.lines.top, 0), flags,
+                    arena_->take<uint8_t>(flags, record.alive));
     }
 
     const Grid grid_;
