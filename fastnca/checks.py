@@ -1,6 +1,12 @@
 """Checks of what a user hands in: one sentence with expected, got, and what to do."""
 
+import torch
 from torch import Tensor
+
+from fastnca.states import ALPHA
+
+Parameters = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Weight and bias of the two 1x1 convolutions."""
 
 MOST_WEIGHT = 1e6
 """Active cells are exact while each parameter's Euclidean norm is below this."""
@@ -35,6 +41,8 @@ def check_state(state: Tensor, num_channels: int, like: Tensor) -> None:
             f"{list(shape)}; add a batch axis with state[None] if it is a single state"
         )
     _, channels, height, width = shape
+    if isinstance(channels, Tensor):  # torch.jit.trace records every comparison of a size
+        return
     if channels != num_channels:
         raise ValueError(
             f"state must have {num_channels} channels to match the model, got {channels}"
@@ -51,6 +59,87 @@ def check_state(state: Tensor, num_channels: int, like: Tensor) -> None:
         )
 
 
+def check_rollout(state: Tensor, parameters: Parameters) -> None:
+    """Check that a state and parameters fit each other, for arithmetic on their memory.
+
+    Args:
+        state: must be `[B, C, H, W]` float32 or float64, of at least 4 channels.
+        parameters: must be `[hidden, 3*C, 1, 1]`, `[hidden]`, `[C, hidden, 1, 1]`, `[C]`, of the
+            state's dtype and device.
+
+    Raises:
+        TypeError: a dtype or a layout does not fit.
+        ValueError: a shape or a device does not fit.
+    """
+    if state.dim() != 4 or state.shape[1] <= ALPHA:
+        raise ValueError(
+            f"state must be [batch, at least {ALPHA + 1} channels, height, width], got "
+            f"{list(state.shape)}"
+        )
+    if state.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"state must be float32 or float64, got {state.dtype}")
+    channels = state.shape[1]
+    hidden = parameters[1].numel()
+    shapes = ((hidden, 3 * channels, 1, 1), (hidden,), (channels, hidden, 1, 1), (channels,))
+    found = tuple(tuple(parameter.shape) for parameter in parameters)
+    if found != shapes or hidden < 1:
+        raise ValueError(
+            f"parameters for {channels} channels must have the shapes [hidden, {3 * channels}, 1, "
+            f"1], [hidden], [{channels}, hidden, 1, 1], [{channels}], got "
+            f"{', '.join(str(list(shape)) for shape in found)}"
+        )
+    for name, tensor in zip(("state", *("a parameter",) * 4), (state, *parameters), strict=True):
+        check_like(tensor, state, name)
+        check_memory(tensor, name)
+
+
+def check_like(tensor: Tensor, like: Tensor, name: str) -> None:
+    """Check that a tensor is dense and has the dtype and device of `like`.
+
+    Raises:
+        TypeError: the dtype or the layout differs.
+        ValueError: the device differs.
+    """
+    if tensor.dtype != like.dtype or tensor.layout is not torch.strided:
+        raise TypeError(
+            f"{name} must be a dense tensor of {like.dtype}, got {tensor.dtype} ({tensor.layout})"
+        )
+    if tensor.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}, got {tensor.device}")
+
+
+def check_devices(*tensors: Tensor) -> None:
+    """Check that tensors are on one device.
+
+    An operator whose tensors are partly on the meta device would be taken for a fake one, whose
+    result is memory that nobody has written.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if len({tensor.device for tensor in tensors}) > 1:
+        devices = ", ".join(str(tensor.device) for tensor in tensors)
+        raise ValueError(f"the tensors of a rollout must be on one device, got {devices}")
+
+
+def check_memory(tensor: Tensor, name: str) -> None:
+    """Check that the memory of a tensor holds its elements, as that of resized storages need not.
+
+    Raises:
+        ValueError: it does not.
+    """
+    count, found = tensor.numel(), tensor.untyped_storage().nbytes()
+    if count and not tensor.is_contiguous():
+        ends = zip(tensor.shape, tensor.stride(), strict=True)
+        count = 1 + sum((size - 1) * stride for size, stride in ends)
+    needed = (tensor.storage_offset() + count) * tensor.itemsize
+    if count and found < needed:
+        raise ValueError(
+            f"{name} {list(tensor.shape)} needs {needed} bytes, and its storage has {found}; was "
+            "the storage resized?"
+        )
+
+
 def check_count(value: int, name: str, least: int = 0) -> int:
     """Return `value`.
 
@@ -63,3 +152,18 @@ def check_count(value: int, name: str, least: int = 0) -> int:
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
     return value
+
+
+def check_steps(first_step: int, steps: int) -> None:
+    """Check the numbers of consecutive steps, which are counted in 64 bits.
+
+    Raises:
+        TypeError: a number is not an int.
+        ValueError: a number is below 0 or beyond 2⁶³ - 1.
+    """
+    check_count(steps, "steps")
+    check_count(first_step, "first_step")
+    if first_step + steps >= 2**63:
+        raise ValueError(
+            f"steps are numbered up to 2**63 - 1, got {steps} steps from number {first_step} on"
+        )

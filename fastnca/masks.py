@@ -52,7 +52,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> Tensor:
 def draw_seed(generator: torch.Generator | None = None) -> int:
     """Draw a seed in [0, 2⁶³) from `generator`, or from torch's default CPU generator."""
     if generator is None:
-        return torch.randint(2**63 - 1, (), dtype=torch.int64).item()  # type: ignore[return-value]
+        return torch.randint(2**63 - 1, ()).item()  # type: ignore[return-value]
     return int(torch.randint(2**63 - 1, (), generator=generator, dtype=torch.int64))
 
 
@@ -68,6 +68,20 @@ def check_seed(seed: int) -> int:
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed must fit 64 bits, got {seed}")
     return seed % 2**64
+
+
+def check_seed_tensor(seed: Tensor) -> Tensor:
+    """Return `seed`, a tensor with one integer.
+
+    Raises:
+        TypeError: it does not hold integers.
+        ValueError: it does not hold one number.
+    """
+    if seed.dtype.is_floating_point or seed.dtype.is_complex or seed.dtype is torch.bool:
+        raise TypeError(f"seed must be an int or an int64 tensor, got a tensor of {seed.dtype}")
+    if seed.numel() != 1:
+        raise ValueError(f"seed must hold one number, got shape {list(seed.shape)}")
+    return seed
 
 
 def check_update_rate(update_rate: float) -> float:
@@ -187,6 +201,41 @@ def update_mask(
         ValueError: a value is out of range or the shape does not have four dimensions.
     """
     return update_masks(seed, step, 1, shape, update_rate, device).transpose(0, 1)
+
+
+def signed(seed: int) -> int:
+    """Return the 64 bits of a seed as a signed number."""
+    return (seed + 2**63) % 2**64 - 2**63
+
+
+def make_counter(
+    seed: int | Tensor | None,
+    first_step: int,
+    steps: int,
+    count: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    """Return what kernels and operators count by: `[3]` int64 on `device`.
+
+    Args:
+        seed: 64-bit seed, or a tensor with one number; None stands for masks that are not drawn.
+        first_step: number of the first step.
+        steps: the most steps.
+        count: a tensor with the number of steps, if that is less; None takes all.
+        device: where the numbers lie.
+
+    Returns:
+        The seed as a signed number, the number of the first step, the number of steps.
+    """
+    numbers = (signed(seed) if isinstance(seed, int) else 0, first_step, steps)
+    if not isinstance(seed, Tensor) and count is None and not torch.compiler.is_compiling():
+        return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
+    scalars = [torch.full((), number, dtype=torch.int64, device=device) for number in numbers]
+    if isinstance(seed, Tensor):
+        scalars[0] = seed.reshape(())
+    if count is not None:
+        scalars[2] = torch.minimum(count.reshape(()), scalars[2])
+    return torch.stack(scalars)
 
 
 @dataclass(frozen=True)

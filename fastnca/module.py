@@ -12,16 +12,14 @@ from torch import Tensor
 from fastnca import reference
 from fastnca.active import active_rollout
 from fastnca.backends import check_backend
-from fastnca.checks import OutOfRangeError, check_count, check_state
+from fastnca.checks import OutOfRangeError, Parameters, check_count, check_state, check_steps
 from fastnca.cpp import cpp_rollout
+from fastnca.derivatives import observed
 from fastnca.fused import fused_rollout
-from fastnca.masks import Updates, check_update_rate
+from fastnca.masks import Updates, check_update_rate, make_counter
+from fastnca.recognition import the_rule
 from fastnca.states import ALPHA, NUM_CHANNELS
 from fastnca.support import PRECISIONS, choose_backend, choose_seed, operand_precision
-
-_FEWEST_CELLS = 2048
-"""Below this many cells a single step costs less with the reference operators than the search
-for active cells does (`python -m bench.run` measures it)."""
 
 
 class NeuralCA(reference.NeuralCA):
@@ -68,6 +66,7 @@ class NeuralCA(reference.NeuralCA):
         """Return backend and precision for `print(model)`."""
         return f"backend={self.backend!r}, precision={self.precision!r}"
 
+    @the_rule
     def forward(self, state: Tensor, update_rate: float = 0.5) -> Tensor:
         """Advance a state by one step.
 
@@ -87,12 +86,12 @@ class NeuralCA(reference.NeuralCA):
         """
         backend = self._check(state, update_rate, single=True)
         if backend == "triton":
-            return self._fused(state, 1, update_rate, choose_seed(self, None, state), 0)
+            seed = choose_seed(self, None, state, single=True)
+            return self._advance(backend, state, 1, update_rate, seed, 0)
         mask = None
         if self.training:
             mask = torch.rand_like(state[:, :1, :, :]) < update_rate
-        large = state.numel() >= _FEWEST_CELLS * self.num_channels
-        if backend == "cpp" or (backend == "torch" and large):
+        if backend in ("cpp", "torch"):
             updates = Updates(1, None if mask is None else mask.transpose(0, 1))
             with contextlib.suppress(OutOfRangeError):
                 return self._active(backend, state, updates)
@@ -120,8 +119,9 @@ class NeuralCA(reference.NeuralCA):
                 it on the device, which a CUDA graph of the caller's needs.
             first_step: number of the first step, so that a rollout can be continued:
                 20 steps and 20 more with `first_step=20` equal 40 steps.
-            checkpoint_every: the triton backend keeps every how manieth state, at least 1, for the
-                backward pass and computes the others again, to the bit; torch keeps none.
+            checkpoint_every: keep every k-th state, k at least 1, for the backward pass and
+                recompute the others bit-identically. Only `triton` uses it; `torch` and `cpp` keep
+                no states.
             count: `[]` int64 tensor, how many of the `steps` are taken, read where `seed` is.
 
         Returns:
@@ -133,15 +133,12 @@ class NeuralCA(reference.NeuralCA):
             ValueError: shape, device, update rate, steps or seed do not fit.
         """
         backend = self._check(state, update_rate)
-        check_count(steps, "steps")
-        check_count(first_step, "first_step")
+        check_steps(first_step, steps)
         check_count(checkpoint_every, "checkpoint_every", least=1)
         seed = choose_seed(self, seed, state)
-        if backend == "triton" and steps > 0:
-            return self._fused(state, steps, update_rate, seed, first_step, checkpoint_every, count)
-        seed = int(seed) if isinstance(seed, Tensor) else seed
-        steps = steps if count is None else min(steps, max(int(count), 0))
-        return self._advance(backend, state, steps, update_rate, seed, first_step)
+        return self._advance(
+            backend, state, steps, update_rate, seed, first_step, checkpoint_every, count
+        )
 
     def trajectory(
         self,
@@ -168,7 +165,7 @@ class NeuralCA(reference.NeuralCA):
             BackendError, TypeError, ValueError: as `run_steps`.
         """
         backend = self._check(state, update_rate)
-        check_count(steps, "steps")
+        check_steps(0, steps)
         check_count(every, "every", least=1)
         number = cast(int | None, choose_seed(self, seed, None))
         return self._trajectory(backend, state, steps, every, update_rate, number)
@@ -196,13 +193,36 @@ class NeuralCA(reference.NeuralCA):
         state: Tensor,
         steps: int,
         update_rate: float,
-        seed: int | None,
+        seed: int | Tensor | None,
         first_step: int,
+        checkpoint_every: int = 1,
+        count: Tensor | None = None,
     ) -> Tensor:
         """Compute `run_steps` with a backend."""
         if backend == "triton" and steps > 0:
-            return self._fused(state, steps, update_rate, seed, first_step)
-        if backend in ("cpp", "torch") and steps > 0:
+            return fused_rollout(
+                state,
+                self._weights(),
+                steps=steps,
+                seed=seed,
+                first_step=first_step,
+                update_rate=update_rate,
+                precision=operand_precision(self.precision, state.device.type),
+                checkpoint_every=checkpoint_every,
+                count=count,
+            )
+        if backend != "reference" and steps > 0 and observed((state, *self._weights())):
+            from fastnca.operators import rollout
+
+            counter = make_counter(seed, first_step, steps, count, state.device)
+            random = seed is not None
+            result: Tensor = rollout(
+                state, *self._weights(), counter, float(update_rate), random, backend
+            )
+            return result
+        seed = int(seed) if isinstance(seed, Tensor) else seed
+        steps = steps if count is None else min(steps, max(int(count), 0))
+        if backend != "reference" and steps > 0:
             with contextlib.suppress(OutOfRangeError):
                 updates = Updates(steps, None, seed, first_step, update_rate)
                 return self._active(backend, state, updates)
@@ -228,18 +248,23 @@ class NeuralCA(reference.NeuralCA):
     def load(
         cls, path: str | PathLike[str], *, backend: str = "auto", precision: str = "auto"
     ) -> Self:
-        """Read a model that `save` wrote, or the tutorial's `torch.save(model.state_dict())` file.
+        """Read a model that `save` wrote, or a state dict of another program.
+
+        A file of `torch.save` or safetensors may hold the state dict itself or a checkpoint with
+        one such dictionary, and its names may share a prefix (`module.`, `_orig_mod.`). Fixed
+        filters and biases that are left out are filled in; half precision becomes float32.
 
         Args:
-            path: directory with `config.json` and `model.safetensors`, or a `.pt` file.
+            path: directory with `config.json` and `model.safetensors`, or a file of at most
+                256 MiB.
             backend: as in the constructor.
             precision: as in the constructor.
 
         Returns:
-            The model on the CPU, in training mode, of the dtype that was saved.
+            The model on the CPU, in training mode, float32 or float64 as it was saved.
 
         Raises:
-            FileFormatError: the file is damaged or is not a model.
+            FileFormatError: the file is damaged, holds no model or several, or another rule.
             FileNotFoundError: there is nothing at `path`.
         """
         from fastnca.storage.model import load_model
@@ -248,42 +273,16 @@ class NeuralCA(reference.NeuralCA):
 
     def _check(self, state: Tensor, update_rate: float, single: bool = False) -> str:
         """Check the arguments of a call, a single step or not; return who computes it."""
-        known = cast(nn.Module, self._modules["perception"])._parameters  # faster than attributes
-        like = known.get("filters")
-        check_state(state, self.num_channels, self.perception.filters if like is None else like)
+        perception = self._modules.get("perception")  # faster than the attributes
+        like = perception._parameters.get("filters") if perception is not None else None
+        check_state(state, self.num_channels, self._like(state) if like is None else like)
         check_update_rate(update_rate)
-        small = single and state.numel() < _FEWEST_CELLS * self.num_channels
-        return choose_backend(self, self.backend, self.precision, state, small)
+        return choose_backend(self, self.backend, self.precision, state, single)
 
-    def overridden(self) -> list[str]:
-        """Name the parts of the step that a subclass defines anew; then only they may be used."""
-        if type(self) is NeuralCA:
-            return []
-        names = ("forward", "get_alive_mask", "_step")
-        return [name for name in names if getattr(type(self), name) is not getattr(NeuralCA, name)]
-
-    def _fused(
-        self,
-        state: Tensor,
-        steps: int,
-        update_rate: float,
-        seed: int | Tensor | None,
-        first_step: int,
-        checkpoint_every: int = 1,
-        count: Tensor | None = None,
-    ) -> Tensor:
-        """Compute `run_steps` with the fused kernels."""
-        return fused_rollout(
-            state,
-            self._weights(),
-            steps=steps,
-            seed=seed,
-            first_step=first_step,
-            update_rate=update_rate,
-            precision=operand_precision(self.precision, state.device.type),
-            checkpoint_every=checkpoint_every,
-            count=count,
-        )
+    def _like(self, state: Tensor) -> Tensor:
+        """Return a tensor of the model's dtype and device; `state` if it has none."""
+        filters = getattr(getattr(self, "perception", None), "filters", None)
+        return filters if isinstance(filters, Tensor) else next(self.parameters(), state)
 
     def _active(self, backend: str, state: Tensor, updates: Updates) -> Tensor:
         """Compute steps on active cells; may raise `OutOfRangeError`."""
@@ -291,7 +290,7 @@ class NeuralCA(reference.NeuralCA):
             return cpp_rollout(state, self._weights(), updates)
         return active_rollout(state, self._weights(), updates.masks(state))
 
-    def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _weights(self) -> Parameters:
         """Return weight and bias of both convolutions."""
         network = cast(nn.Module, self._modules["update_net"])
         layer1, _, layer2 = cast(list[nn.Module], network._modules.values())

@@ -246,7 +246,7 @@ def pack_weights(
             of steps as such a tensor, or None if it is the most. None leaves `counter` as it is.
         flags: int64; set to zero.
     """
-    w1, b1, w2, b2 = (parameter.contiguous() for parameter in parameters)
+    w1, b1, w2, b2 = (parameter.resolve_neg().contiguous() for parameter in parameters)
     seed, first_step, steps, count = (0, 0, 0, None) if numbers is None else numbers
     given, key = (seed, 0) if isinstance(seed, Tensor) else (None, seed)
     words = 0 if flags is None else flags.numel()

@@ -11,6 +11,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports a kernel
 
+from fastnca.fused.support import interpreted
 from tests.helpers import Grown, load_grown
 from tests.interpreter import separate_rows
 
@@ -21,6 +22,7 @@ if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("trito
 @pytest.fixture(autouse=True)
 def _seeded(monkeypatch):
     monkeypatch.delenv("FASTNCA_BACKEND", raising=False)
+    interpreted.cache_clear()  # a test may change the environment
     torch.manual_seed(0)
 
 

@@ -15,8 +15,9 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     ["fastnca.life", "fastnca.masks", "fastnca.states", "fastnca.targets", "fastnca.backends"],
     ["fastnca.checks", "fastnca.derivatives", "fastnca.reference", "fastnca.storage.atomic"],
+    ["fastnca.recognition"],
     ["fastnca.active", "fastnca.cpp", "fastnca.fused", "fastnca.storage"],
-    ["fastnca.images", "fastnca.support"],
+    ["fastnca.images", "fastnca.operators", "fastnca.support"],
     ["fastnca.module"],
     ["fastnca.pictures", "fastnca.training"],
     ["fastnca.report"],

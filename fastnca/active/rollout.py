@@ -10,9 +10,14 @@ from fastnca.active.backward import run_backward
 from fastnca.active.forward import Stepper, StepRecord
 from fastnca.active.grid import Grid
 from fastnca.active.network import Network
-from fastnca.derivatives import Grads, first_order_only, refuse_forward_mode
-
-Parameters = tuple[Tensor, Tensor, Tensor, Tensor]
+from fastnca.checks import Parameters, check_rollout
+from fastnca.derivatives import (
+    Grads,
+    first_order_only,
+    refuse_forward_mode,
+    refuse_tangents,
+    savable,
+)
 
 _RECORD = 5  # tensors of a StepRecord
 
@@ -34,10 +39,15 @@ def active_rollout(
         `[B, C, H, W]`, contiguous.
 
     Raises:
+        NotImplementedError: a tensor carries a tangent of forward-mode differentiation.
         OutOfRangeError: a value left the range in which active cells are exact.
+        TypeError: a dtype or a layout does not fit.
+        ValueError: a shape or a device does not fit.
     """
+    check_rollout(state, parameters)
+    refuse_tangents("torch", (state, *parameters))
     if torch.is_grad_enabled() and any(t.requires_grad for t in (state, *parameters)):
-        result: Tensor = _Rollout.apply(state, *parameters, masks)
+        result: Tensor = _Rollout.apply(savable(state), *parameters, masks)
         return result
     return _run(state, parameters, masks, keep=False)[0]
 
@@ -69,11 +79,11 @@ class _Rollout(torch.autograd.Function):
         state, w1, b1, w2, b2, rows, *kept = ctx.saved_tensors
         wanted = ctx.needs_input_grad
 
-        def compute() -> Grads:
+        def compute(grad_output: Tensor) -> Grads:
             records = [
                 StepRecord(*kept[start : start + _RECORD]) for start in range(0, len(kept), _RECORD)
             ]
-            grad = ctx.grid.to_rows(grad_outputs[0])
+            grad = ctx.grid.to_rows(grad_output)
             sums = run_backward(
                 ctx.grid,
                 Network.from_convolutions(w1, b1, w2, b2),

@@ -10,14 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnca.checks import MOST_WEIGHT, OutOfRangeError
+from fastnca.checks import (
+    MOST_WEIGHT,
+    OutOfRangeError,
+    Parameters,
+    check_like,
+    check_memory,
+    check_rollout,
+    check_steps,
+)
 from fastnca.cpp.build import cpp_library
+from fastnca.derivatives import check_saved, dense, kinds, refuse_saved
 from fastnca.masks import Updates, threshold
 from fastnca.states import ALIVE_THRESHOLD
 
-Parameters = tuple[Tensor, Tensor, Tensor, Tensor]
+_MOST_CELLS = 2**31 - 1
+"""Cells of a grid, with a margin of one on every side, are numbered in 32 bits."""
 
-_OUT_OF_RANGE, _OUT_OF_MEMORY = 1, 2  # what a function returns; 0 if all went well
+_ALIGNMENT = 64
+"""Bytes; where the kernels lay the memory that a forward pass asks for."""
+
+_OUT_OF_RANGE, _OUT_OF_MEMORY, _DAMAGED = 1, 2, 3  # what a function returns; 0 if all went well
 _PIECE = 1 << 19  # bytes that are kept for the backward pass, at once
 _SINGLE_PIECE = 1 << 16  # the same for a single step
 
@@ -50,14 +63,27 @@ class Kept:
     Args:
         library: the compiled functions.
         address: of what they keep; freed with this object.
+        state: `[B, C, H, W]`, the first state.
+        parameters: of the rollout.
+        pieces: the memory that was allocated, `[n]` uint8 each.
     """
 
-    def __init__(self, library: ctypes.CDLL, address: int) -> None:
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        address: int,
+        state: Tensor,
+        parameters: Sequence[Tensor],
+        pieces: Sequence[Tensor],
+    ) -> None:
+        self.library = library
         self.address = address
-        self._release = library.fastnca_release
+        self.shape, self.dtype = state.shape, state.dtype
+        self.shapes = [parameter.shape for parameter in parameters]
+        self.pieces = kinds(pieces)
 
     def __del__(self) -> None:
-        self._release(self.address)
+        self.library.fastnca_release(self.address)
 
 
 class _Memory:
@@ -103,7 +129,7 @@ def forward(
     """Advance a state.
 
     Args:
-        state: `[B, C, H, W]` float32 or float64 on the CPU.
+        state: `[B, C, H, W]` float32 or float64 on the CPU, any strides.
         parameters: weight and bias of the two 1x1 convolutions, of the same type.
         updates: at least one step.
         keep: whether there will be a backward pass.
@@ -114,10 +140,13 @@ def forward(
     Raises:
         MemoryError: memory ran out.
         OutOfRangeError: a value left the range in which active cells are exact.
+        TypeError: a dtype or a layout does not fit.
+        ValueError: a shape, a device or a number does not fit.
     """
+    _check(state, parameters, updates)
     library = _library(state.dtype)
-    state = state.detach().contiguous()
-    weights = [parameter.detach().contiguous() for parameter in parameters]
+    state = dense(state.detach())
+    weights = [dense(parameter.detach()) for parameter in parameters]
     masks = None if updates.given is None else updates.given.contiguous()
     memory = _Memory()
     result = torch.empty_like(state)
@@ -137,20 +166,20 @@ def forward(
         call.piece_bytes = _PIECE if updates.steps > 1 else _SINGLE_PIECE
     address = ctypes.c_void_p()
     status = library.fastnca_forward(ctypes.byref(call), result.data_ptr(), ctypes.byref(address))
-    kept = Kept(library, address.value) if address.value else None
+    pieces = [memory.pieces[number] for number in range(len(memory.pieces))]
+    kept = Kept(library, address.value, state, weights, pieces) if address.value else None
     if memory.failed:
         raise memory.failed[0]
     if status == _OUT_OF_RANGE:
         raise OutOfRangeError
-    _check_memory(status)
-    return result, kept, [memory.pieces[number] for number in range(len(memory.pieces))]
+    _check_status(status)
+    return result, kept, pieces
 
 
 def backward(
     kept: Kept,
     pieces: Sequence[Tensor],
     grad: Tensor,
-    shapes: tuple[torch.Size, ...],
     state_wanted: bool,
     weights_wanted: bool,
 ) -> tuple[Tensor | None, ...]:
@@ -159,8 +188,7 @@ def backward(
     Args:
         kept: as `forward` returned it.
         pieces: the memory that came with it, or a copy.
-        grad: `[B, C, H, W]`, gradient of the last state.
-        shapes: shapes of the four parameters.
+        grad: `[B, C, H, W]`, gradient of the last state, any strides.
         state_wanted: whether the gradient of the first state is needed.
         weights_wanted: whether those of the parameters are.
 
@@ -170,12 +198,22 @@ def backward(
 
     Raises:
         MemoryError: memory ran out.
+        ValueError: a shape, a dtype or a device does not fit.
     """
-    grad = grad.contiguous()
+    if grad.shape != kept.shape or grad.dtype != kept.dtype or grad.device.type != "cpu":
+        raise ValueError(
+            f"the gradient of a rollout must be {list(kept.shape)} {kept.dtype} on cpu, got "
+            f"{list(grad.shape)} {grad.dtype} on {grad.device}"
+        )
+    check_like(grad, grad, "the gradient")
+    check_memory(grad, "the gradient")
+    grad = dense(grad.detach())
+    check_saved(pieces, kept.pieces)
+    pieces = [_aligned(piece) for piece in pieces]
     state = torch.empty_like(grad) if state_wanted else None
-    weights = [grad.new_empty(shape) for shape in shapes] if weights_wanted else []
-    status = _library(grad.dtype).fastnca_backward(
-        ctypes.byref(_call(grad.shape, shapes[1][0])),
+    weights = [grad.new_empty(shape) for shape in kept.shapes] if weights_wanted else []
+    status = kept.library.fastnca_backward(
+        ctypes.byref(_call(grad.shape, kept.shapes[1][0])),
         kept.address,
         _addresses(pieces),
         grad.data_ptr(),
@@ -187,8 +225,39 @@ def backward(
         for tensor in grads:
             if tensor is not None:
                 tensor.fill_(math.nan)
-    _check_memory(status)
+    _check_status(status)
     return grads
+
+
+def _check(state: Tensor, parameters: Parameters, updates: Updates) -> None:
+    """Refuse what the compiled functions cannot read; see `forward`."""
+    check_rollout(state, parameters)
+    batch, _, height, width = state.shape
+    if state.numel() == 0:
+        raise ValueError(f"the cpp backend needs at least one cell, got {list(state.shape)}")
+    if state.device.type != "cpu":
+        raise ValueError(f"the cpp backend runs on a CPU, and the state is on {state.device}")
+    if (height + 2) * (width + 2) > _MOST_CELLS:
+        raise ValueError(
+            f"a grid of the cpp backend has less than 2^31 cells, got {height}x{width}"
+        )
+    check_steps(updates.first_step, updates.steps)
+    masks = updates.given
+    if masks is not None:
+        check_like(masks, torch.empty(0, dtype=torch.bool, device="cpu"), "the masks")
+        check_memory(masks, "the masks")
+        if masks.shape != (updates.steps, batch, height, width):
+            raise ValueError(
+                f"the masks must be {[updates.steps, batch, height, width]}, got "
+                f"{list(masks.shape)}"
+            )
+
+
+def _aligned(piece: Tensor) -> Tensor:
+    """Return memory that a hook on saved tensors may have moved, as it was allocated."""
+    check_memory(piece, "saved memory")
+    piece = piece.contiguous()
+    return piece if piece.data_ptr() % _ALIGNMENT == 0 else piece.clone()
 
 
 def _new_piece(size: int) -> Tensor:
@@ -207,6 +276,8 @@ def _addresses(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
-def _check_memory(status: int) -> None:
+def _check_status(status: int) -> None:
     if status == _OUT_OF_MEMORY:
         raise MemoryError("memory ran out in a rollout of the cpp backend")
+    if status == _DAMAGED:
+        refuse_saved()

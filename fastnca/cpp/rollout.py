@@ -5,9 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnca.checks import Parameters
 from fastnca.cpp import library
-from fastnca.cpp.library import Parameters
-from fastnca.derivatives import Grads, first_order_only, refuse_forward_mode
+from fastnca.derivatives import (
+    Grads,
+    first_order_only,
+    refuse_forward_mode,
+    refuse_tangents,
+    savable,
+)
 from fastnca.masks import Updates
 
 
@@ -25,10 +31,14 @@ def cpp_rollout(state: Tensor, parameters: Parameters, updates: Updates) -> Tens
 
     Raises:
         MemoryError: memory ran out.
+        NotImplementedError: a tensor carries a tangent of forward-mode differentiation.
         OutOfRangeError: a value left the range in which active cells are exact.
+        TypeError: a dtype or a layout does not fit.
+        ValueError: a shape, a device or a number does not fit.
     """
+    refuse_tangents("cpp", (state, *parameters))
     if torch.is_grad_enabled() and any(t.requires_grad for t in (state, *parameters)):
-        result: Tensor = _Rollout.apply(state, *parameters, updates)
+        result: Tensor = _Rollout.apply(savable(state), *parameters, updates)
         return result
     return library.forward(state, parameters, updates, keep=False)[0]
 
@@ -46,15 +56,12 @@ class _Rollout(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         state, w1, b1, w2, b2, *pieces = ctx.saved_tensors
-        grad, wanted = grad_outputs[0], ctx.needs_input_grad
-        shapes = (w1.shape, b1.shape, w2.shape, b2.shape)
+        wanted = ctx.needs_input_grad
 
-        def compute() -> Grads:
-            return library.backward(
-                ctx.kept, pieces, grad.detach(), shapes, wanted[0], any(wanted[1:5])
-            )
+        def compute(grad: Tensor) -> Grads:
+            return library.backward(ctx.kept, pieces, grad, wanted[0], any(wanted[1:5]))
 
-        grads = first_order_only("cpp", compute, grad, state, w1, b1, w2, b2)
+        grads = first_order_only("cpp", compute, grad_outputs[0], state, w1, b1, w2, b2)
         return *(g if need else None for g, need in zip(grads, wanted, strict=False)), None
 
     @staticmethod

@@ -14,15 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from fastnca.derivatives import Grads, refuse_second, refuse_tangents
+from fastnca.checks import Parameters, check_steps
+from fastnca.derivatives import Grads, observed, refuse_second, refuse_tangents, savable
+from fastnca.masks import make_counter, signed
 
-Parameters = tuple[Tensor, Tensor, Tensor, Tensor]
 Settings = tuple[int, float, str, int, bool]
-
-_PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
 def fused_rollout(
@@ -76,7 +73,7 @@ def fused_rollout(
         seed = _on_device(seed, "seed", state)
     tensors = (state, *parameters)
     random = seed is not None
-    if torch.compiler.is_compiling() or _observed(tensors):
+    if observed(tensors):
         if not torch.compiler.is_compiling():
             refuse_tangents("triton", tensors)
         from fastnca.fused import operators  # noqa: F401  (imports Triton)
@@ -86,11 +83,12 @@ def fused_rollout(
         settings = (steps, float(update_rate), precision, checkpoint_every, random)
         result: Tensor = _Rollout.apply(*tensors, counter, settings, keep)[0]
         return result
-    if forward_ad._current_level >= 0:
-        refuse_tangents("triton", tensors)
+    check_steps(first_step, steps)
+    refuse_tangents("triton", tensors)
+    state = savable(state)
     eager_rollout, single_step = _eager_nodes()
     if isinstance(seed, int):
-        seed = _signed(seed)
+        seed = signed(seed)
     if steps == 1 and count is None and checkpoint_every == 1:
         stepped = single_step(state, parameters, seed, first_step, update_rate, precision)
         if stepped is not None:
@@ -113,25 +111,6 @@ def release_graphs() -> None:
         sys.modules["fastnca.fused.graphs"].GRAPHS.release()
 
 
-def make_counter(
-    seed: int | Tensor | None,
-    first_step: int,
-    steps: int,
-    count: Tensor | None,
-    device: torch.device,
-) -> Tensor:
-    """Return `[3]` int64 on `device`: seed as a signed number, first step, number of steps."""
-    numbers = (_signed(seed) if isinstance(seed, int) else 0, first_step, steps)
-    if not isinstance(seed, Tensor) and count is None and not torch.compiler.is_compiling():
-        return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
-    scalars = [torch.full((), number, dtype=torch.int64, device=device) for number in numbers]
-    if isinstance(seed, Tensor):
-        scalars[0] = seed.reshape(())
-    if count is not None:
-        scalars[2] = torch.minimum(count.reshape(()), scalars[2])
-    return torch.stack(scalars)
-
-
 @cache
 def _eager_nodes() -> tuple[Callable[..., Tensor], Callable[..., Tensor | None]]:
     """Import Triton with those who launch kernels."""
@@ -139,20 +118,6 @@ def _eager_nodes() -> tuple[Callable[..., Tensor], Callable[..., Tensor | None]]
     from fastnca.fused.single import single_step
 
     return eager_rollout, single_step
-
-
-def _signed(seed: int) -> int:
-    """Return the 64 bits of a seed as a signed number."""
-    return (seed + 2**63) % 2**64 - 2**63
-
-
-def _observed(tensors: tuple[Tensor, ...]) -> bool:
-    """Tell whether a transform, a dispatch mode or a tensor subclass must see the operators."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or _get_current_dispatch_mode() is not None
-        or not _PLAIN.issuperset(map(type, tensors))
-    )
 
 
 class _Rollout(torch.autograd.Function):

@@ -1,10 +1,12 @@
 """What the fused kernels demand of tensors, checked before a launch."""
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from fastnca.checks import check_like, check_memory
 from fastnca.fused.support import fused_reasons, interpreted, shape_reasons
 
 _NAMES = ("w1", "b1", "w2", "b2")
@@ -30,6 +32,29 @@ def check_tensors(state: Tensor, parameters: tuple[Tensor, ...], precision: str)
     reasons = _reasons(found, *types, state.dtype, state.device, precision, interpreted())
     if reasons:
         raise RuntimeError("the fused kernels cannot run this rollout: " + " ".join(reasons))
+    for name, tensor in zip(("state", *_NAMES), (state, *parameters), strict=True):
+        check_like(tensor, state, name)
+        check_memory(tensor, name)
+
+
+def check_stored(
+    tensors: Mapping[str, tuple[Tensor, Sequence[int], torch.dtype]], device: torch.device
+) -> None:
+    """Check what an operator of the fused kernels is given beside state and parameters.
+
+    Args:
+        tensors: by name, each with the shape and the dtype that it must have.
+        device: where they must be.
+
+    Raises:
+        ValueError: something does not fit.
+    """
+    for name, (tensor, shape, dtype) in tensors.items():
+        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype or tensor.device != device:
+            raise ValueError(
+                f"{name} must be {list(shape)} {dtype} on {device}, got {list(tensor.shape)} "
+                f"{tensor.dtype} on {tensor.device}"
+            )
 
 
 @lru_cache(maxsize=256)

@@ -5,14 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnca.derivatives import Grads, first_order_only, refuse_forward_mode
+from fastnca.checks import Parameters
+from fastnca.derivatives import (
+    Grads,
+    check_saved,
+    first_order_only,
+    kinds,
+    refuse_forward_mode,
+)
 from fastnca.fused.checks import check_tensors
 from fastnca.fused.graphs import GRAPHS
 from fastnca.fused.plan import Plan, make_plan
 from fastnca.fused.rollout import (
     Gradients,
     Numbers,
-    Parameters,
     enter,
     enter_backward,
     leave,
@@ -118,9 +124,9 @@ class _EagerRollout(torch.autograd.Function):
         result, stored, ctx.plan = _forward(state, parameters, numbers, plan)
         ctx.set_materialize_grads(False)
         packed = stored.weights.packed
-        ctx.save_for_backward(
-            stored.states, stored.flags, stored.counter, packed, state, *parameters
-        )
+        saved = (stored.states, stored.flags, stored.counter, packed, state, *parameters)
+        ctx.save_for_backward(*saved)
+        ctx.kinds = kinds(saved)
         return result
 
     @staticmethod
@@ -129,6 +135,7 @@ class _EagerRollout(torch.autograd.Function):
         if grad is None:
             return (None,) * 7
         saved = ctx.saved_tensors
+        check_saved(saved, ctx.kinds)
         states, flags, counter, packed = map(aligned, saved[:4])
         state, w1, b1, w2, b2 = saved[4:]
         weights = Weights(packed, states.shape[-1], padded_hidden(b1.shape[0]))
@@ -136,7 +143,7 @@ class _EagerRollout(torch.autograd.Function):
         shapes = (w1.shape, b1.shape, w2.shape, b2.shape)
         needed = ctx.needs_input_grad
 
-        def compute() -> Grads:
+        def compute(grad: Tensor) -> Grads:
             return _backward(grad, stored, shapes, ctx.plan, needed[0])
 
         grads = first_order_only("triton", compute, grad, state, w1, b1, w2, b2)

@@ -7,9 +7,10 @@ that it would replace, `bench/gpu/timing.py` times it; it will be removed unless
 import torch
 from torch import Tensor
 
+from fastnca.checks import Parameters
 from fastnca.fused.checks import check_tensors
 from fastnca.fused.plan import make_plan
-from fastnca.fused.rollout import Parameters, enter, leave, prepare
+from fastnca.fused.rollout import enter, leave, prepare
 from fastnca.fused.storage import Stored
 from fastnca.kernels import device_facts, device_guard
 from fastnca.kernels.persistent import choose_persistent, persistent_forward

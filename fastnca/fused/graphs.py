@@ -21,9 +21,9 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
+from fastnca.checks import Parameters
 from fastnca.fused.capture import Record, graphs_wanted, record_cuda
 from fastnca.fused.plan import Plan
-from fastnca.fused.rollout import Parameters
 from fastnca.fused.storage import Stored
 from fastnca.fused.workspace import Workspace
 from fastnca.kernels import padded_channels

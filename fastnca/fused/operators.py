@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnca.fused.checks import check_tensors
+from fastnca.checks import check_devices
+from fastnca.fused.checks import check_stored, check_tensors
 from fastnca.fused.plan import make_plan
 from fastnca.fused.rollout import run_backward, run_forward
 from fastnca.fused.storage import Stored, aligned, allocate_states, allocate_weights
@@ -49,6 +50,7 @@ def _rollout_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     parameters = (w1, b1, w2, b2)
     check_tensors(state, parameters, precision)
+    check_stored({"counter": (counter, (3,), torch.int64)}, state.device)
     plan = make_plan(steps, update_rate, precision, checkpoint_every, keep, random)
     with device_guard(state.device):
         result, stored = run_forward(state, parameters, plan, counter)
@@ -72,7 +74,15 @@ def _rollout_backward(
     random: bool,
 ) -> tuple[Tensor, ...]:
     parameters = (w1, b1, w2, b2)
+    check_tensors(grad, parameters, precision)
     plan = make_plan(steps, update_rate, precision, checkpoint_every, True, random)
+    like_states, like_flags = allocate_states(torch.empty_like(grad, device="meta"), plan.slots)
+    stored = {
+        "counter": (counter, (3,), torch.int64),
+        "states": (states, like_states.shape, like_states.dtype),
+        "flags": (flags, like_flags.shape, like_flags.dtype),
+    }
+    check_stored(stored, grad.device)
     states, flags, counter = map(aligned, (states, flags, counter))
     weights = allocate_weights(parameters, precision)
     shapes = tuple(parameter.shape for parameter in parameters)
@@ -86,7 +96,8 @@ def _rollout_backward(
 def _fake_forward(
     state: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _, steps, rate, precision, checkpoint_every, random, keep = settings
+    counter, steps, rate, precision, checkpoint_every, random, keep = settings
+    check_devices(state, w1, b1, w2, b2, counter)
     plan = make_plan.__wrapped__(steps, rate, precision, checkpoint_every, keep, random)
     states, flags = allocate_states(state, plan.slots)
     return torch.empty_like(state, memory_format=torch.contiguous_format), states, flags
@@ -103,5 +114,6 @@ def _fake_backward(
     b2: Tensor,
     *settings: Any,
 ) -> tuple[Tensor, ...]:
+    check_devices(grad, states, flags, w1, b1, w2, b2, settings[0])
     likes = (grad, w1, b1, w2, b2)
     return tuple(torch.empty_like(a, memory_format=torch.contiguous_format) for a in likes)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fastnca.checks import Parameters
+from fastnca.derivatives import dense
 from fastnca.fused.plan import Plan
 from fastnca.fused.storage import (
     Carried,
@@ -24,7 +26,6 @@ from fastnca.kernels import (
     step_forward,
 )
 
-Parameters = tuple[Tensor, Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]
 
 Numbers = tuple[int | Tensor, int, int, Tensor | None]
@@ -78,7 +79,7 @@ def launch_forward(stored: Stored, plan: Plan) -> None:
 
 def enter(state: Tensor, stored: Stored, plan: Plan) -> None:
     """Store the first state."""
-    start_forward(state.contiguous(), stored.states, stored.flags, plan.rule.threshold)
+    start_forward(dense(state), stored.states, stored.flags, plan.rule.threshold)
 
 
 def leave(state: Tensor, stored: Stored, plan: Plan) -> Tensor:
@@ -90,7 +91,7 @@ def leave(state: Tensor, stored: Stored, plan: Plan) -> Tensor:
 
 def enter_backward(grad: Tensor, stored: Stored, carried: Carried, plan: Plan) -> None:
     """Store the gradient of the last state, scaled into the range of the operands."""
-    grad = grad.contiguous()
+    grad = dense(grad)
     largest = None
     if plan.precision == "fp16":
         largest = torch.linalg.vector_norm(grad, torch.inf)

@@ -11,7 +11,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fastnca.derivatives import Grads, first_order_only, refuse_forward_mode
+from fastnca.checks import Parameters
+from fastnca.derivatives import (
+    Grads,
+    check_saved,
+    dense,
+    first_order_only,
+    kinds,
+    refuse_forward_mode,
+)
 from fastnca.fused import eager
 from fastnca.fused.checks import check_tensors
 from fastnca.fused.plan import make_plan
@@ -27,8 +35,6 @@ from fastnca.kernels import (
     prepare_forward,
     single_tiles,
 )
-
-Parameters = tuple[Tensor, Tensor, Tensor, Tensor]
 
 MOST_PREPARED = 256
 
@@ -58,6 +64,7 @@ class Prepared:
         shapes: of the parameters.
         suits: whether the kernels of a single step are the ones to take.
         frozen: whether a CUDA graph would freeze the seed.
+        saved: shape, dtype and device of what a step saves for its backward pass.
     """
 
     def __init__(
@@ -99,6 +106,7 @@ class Prepared:
         fate, number = (torch.empty(1, dtype=d, device=device) for d in (torch.uint8, state.dtype))
         self.fates = fate.expand(batch * height * width)
         self.scratch = number.expand(self.backward.scratch_size)
+        self.saved = kinds((state, *parameters, self.fates))
 
 
 _prepared: dict[Hashable, Prepared] = {}
@@ -140,6 +148,11 @@ def single_step(
         and (w1.shape, b1.shape, w2.shape, b2.shape) == prepared.shapes
         and device == w1.device == b1.device == w2.device == b2.device
         and state.dtype is w1.dtype is b1.dtype is w2.dtype is b2.dtype is dtype
+        and state.data_ptr()
+        and w1.data_ptr()
+        and b1.data_ptr()
+        and w2.data_ptr()
+        and b2.data_ptr()
     ):
         check_tensors(state, parameters, precision)
         if len(_prepared) >= MOST_PREPARED:
@@ -158,9 +171,9 @@ def single_step(
         apply = _SingleStep.apply if left_over else _apply
         result: Tensor = apply(state, w1, b1, w2, b2, seed, step, prepared)
         return result
-    state = state.contiguous()
+    state = dense(state)
     result = torch.empty_like(state)
-    parameters = (w1.contiguous(), b1.contiguous(), w2.contiguous(), b2.contiguous())
+    parameters = (dense(w1), dense(b1), dense(w2), dense(b2))
     given, number = (seed, 0) if isinstance(seed, Tensor) else (result, seed or 0)
     prepared.forward(state, *parameters, given, result, result, number, step)
     return result
@@ -181,12 +194,12 @@ class _SingleStep(torch.autograd.Function):
         step: int,
         prepared: Prepared,
     ) -> Tensor:
-        dense = state.contiguous()
-        result = torch.empty_like(dense)
+        first = dense(state)
+        result = torch.empty_like(first)
         fates = torch.empty_like(prepared.fates)
-        parameters = (w1.contiguous(), b1.contiguous(), w2.contiguous(), b2.contiguous())
+        parameters = (dense(w1), dense(b1), dense(w2), dense(b2))
         given, number = (seed, 0) if isinstance(seed, Tensor) else (result, seed or 0)
-        prepared.forward_keeping(dense, *parameters, given, result, fates, number, step)
+        prepared.forward_keeping(first, *parameters, given, result, fates, number, step)
         ctx.set_materialize_grads(False)
         ctx.prepared = prepared
         ctx.save_for_backward(state, w1, b1, w2, b2, fates)
@@ -199,7 +212,7 @@ class _SingleStep(torch.autograd.Function):
             return (None,) * 8
         saved, needed = ctx.saved_tensors, ctx.needs_input_grad
 
-        def compute() -> Grads:
+        def compute(grad: Tensor) -> Grads:
             return _backward(ctx.prepared, grad, saved, needed[0])
 
         grads = first_order_only("triton", compute, grad, *saved[:5])
@@ -224,11 +237,12 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     """Return the gradients of the state, unfinished if it is not wanted, and of the parameters."""
     state, w1, b1, w2, b2, fates = saved
-    state, w1, b1, w2 = state.contiguous(), w1.contiguous(), b1.contiguous(), w2.contiguous()
+    check_saved(saved, prepared.saved)
+    state, w1, b1, w2, b2 = dense(state), dense(w1), dense(b1), dense(w2), dense(b2)
     like = torch.empty_like
-    grads = like(state), like(w1), like(b1), like(w2), like(b2.contiguous())
+    grads = like(state), like(w1), like(b1), like(w2), like(b2)
     scratch = like(prepared.scratch)
     launches = prepared.backward
-    launches.first(state, fates, grad.contiguous(), w1, b1, w2, grads[0], scratch)
+    launches.first(state, fates.contiguous(), dense(grad), w1, b1, w2, grads[0], scratch)
     (launches.last if state_too else launches.sums)(scratch, *grads)
     return grads

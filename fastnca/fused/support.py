@@ -1,7 +1,7 @@
 """Every reason why the fused path cannot run, one sentence each."""
 
 import os
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -20,8 +20,12 @@ MAX_TILES = 1 << 30
 """Tiles, of eight columns and at least four rows, are numbered in 32 bits."""
 
 
+@cache
 def interpreted() -> bool:
-    """Return whether Triton kernels run in its interpreter, which needs no GPU."""
+    """Return whether Triton kernels run in its interpreter, which needs no GPU.
+
+    Triton asks its environment variable when a kernel is defined, so a process has one answer.
+    """
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 

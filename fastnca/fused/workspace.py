@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.dlpack import from_dlpack
 
+from fastnca.checks import Parameters
 from fastnca.fused.capture import Launches, Record
 from fastnca.fused.plan import Plan
-from fastnca.fused.rollout import Parameters, launch_backward, launch_forward
+from fastnca.fused.rollout import launch_backward, launch_forward
 from fastnca.fused.storage import (
     Carried,
     Stored,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from fastnca.recognition import object_reasons, overridden
 from fastnca.reference import sobel_filters
 from fastnca.states import ALPHA
 from fastnca.storage.bundle import (
@@ -47,7 +48,9 @@ def _expected(header: Header) -> Shapes:
     if not isinstance(header.get("metadata"), dict):
         raise ValueError("field 'metadata' must be an object")
     if header.get("dtype") not in _DTYPES:
-        raise ValueError(f"field 'dtype' must be one of {', '.join(_DTYPES)}")
+        raise ValueError(
+            f"field 'dtype' must be one of {', '.join(_DTYPES)}, got {header.get('dtype')!r}"
+        )
     return model_shapes(*_sizes(header), _DTYPES[header["dtype"]])
 
 
@@ -59,20 +62,28 @@ def _sizes(header: Header) -> tuple[int, int]:
 MODEL_FORMAT = BundleFormat("fastnca-model", "config.json", "model.safetensors", _expected)
 
 
-def describe_model(model: "NeuralCA") -> Header:
+def describe_model(model: "NeuralCA", path: Path = Path("the model")) -> Header:
     """Return what `config.json` says of a model.
 
+    Args:
+        model: the model.
+        path: where it is to be saved, for messages.
+
     Raises:
+        FileFormatError: its tensors have no place in the files.
         TypeError: it is no NeuralCA, or its metadata is not JSON-serialisable.
-        ValueError: its sizes or its dtype have no place in a file.
+        ValueError: the files could not tell what the model computes, or its sizes or its dtype
+            have no place in them.
     """
     from fastnca import __version__
     from fastnca.module import NeuralCA
 
     if not isinstance(model, NeuralCA):
-        kind = type(model)
-        raise TypeError(
-            f"only a fastnca.NeuralCA can be saved, got a {kind.__module__}.{kind.__qualname__}"
+        raise TypeError(f"only a fastnca.NeuralCA can be saved, got a {_name(type(model))}")
+    if reasons := object_reasons(model):
+        raise ValueError(
+            f"the files of a model could not tell what this one computes: {'; '.join(reasons)}. "
+            "Save its weights with torch.save(model.state_dict(), path)"
         )
     weight = model.update_net[0].weight
     header = {
@@ -82,16 +93,37 @@ def describe_model(model: "NeuralCA") -> Header:
         "dtype": str(weight.dtype).removeprefix("torch."),
         "metadata": model.metadata,
     }
-    _expected(header)
+    if overridden(model):
+        header["class"] = _name(type(model))
     json.dumps(header, allow_nan=False)
+    check_tensors(path, model.state_dict(), _expected(header))
     return header
 
 
 def save_model(model: "NeuralCA", path: str | PathLike[str]) -> None:
     """Write `model` into directory `path`; see `NeuralCA.save`."""
-    header, tensors = describe_model(model), model.state_dict()
-    check_tensors(Path(path), tensors, _expected(header))
-    MODEL_FORMAT.write(Path(path), header, tensors)
+    path = Path(path)
+    MODEL_FORMAT.write(path, describe_model(model, path), model.state_dict())
+
+
+def _name(kind: type) -> str:
+    """Return the full name of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def check_class(path: Path, header: Header, kind: type) -> None:
+    """Refuse a model whose class computes another step than `kind` does.
+
+    Raises:
+        FileFormatError: the model was saved from a class that overrides the step.
+    """
+    saved = header.get("class")
+    if saved not in (None, _name(kind)):
+        raise FileFormatError(
+            path,
+            f"the model was saved from the class {saved}, which overrides the step; load it with "
+            f"that class, whose load is inherited, got {_name(kind)}",
+        )
 
 
 def load_model(
@@ -103,6 +135,7 @@ def load_model(
         if not (path / MODEL_FORMAT.json_name).is_file():
             raise FileNotFoundError(f"{path}: no {MODEL_FORMAT.json_name} in this directory")
         header, tensors = MODEL_FORMAT.read(path)
+        check_class(path / MODEL_FORMAT.json_name, header, kind)
         sizes, metadata = _sizes(header), header["metadata"]
     elif path.is_file():
         sizes, tensors = _complete(path, read_state_dict(path))

@@ -9,6 +9,7 @@
 
 #include "network.h"
 #include "record.h"
+#include "threads.h"
 
 namespace fastnca {
 
@@ -29,11 +30,12 @@ class Differentiator {
     // grad: gradient of the last state, [C, H, W].
     // sums: where the gradients of the weights are added; null if they are not wanted.
     // grad_state: where the gradient of the first state goes; null if it is not wanted.
-    // Returns false if `grad` is not finite: masking would hide that in cells that are dead.
-    bool run(const Kept &kept, const uint8_t *const *pieces, const T *grad, Sums<T> *sums,
-             T *grad_state) {
+    // Returns OUT_OF_RANGE if `grad` is not finite: masking would hide that in cells that are dead.
+    // Returns DAMAGED if the memory does not hold cells where it was left to hold them.
+    Status run(const Kept &kept, const uint8_t *const *pieces, const T *grad, Sums<T> *sums,
+               T *grad_state) {
         const int64_t stride = weights_.stride, steps = static_cast<int64_t>(kept.records.size());
-        if (!finite(grad, weights_.channels * grid_.height * grid_.width)) return false;
+        if (!finite(grad, weights_.channels * grid_.height * grid_.width)) return OUT_OF_RANGE;
         pieces_ = pieces;
         std::fill(rows_.begin(), rows_.end(), T(0));
         if (!kept.lines.empty())
@@ -43,19 +45,33 @@ class Differentiator {
         mask({1, grid_.height}, kept.records[steps - 1]);
         for (int64_t step = steps - 1; step >= 0; --step) {
             const Record &record = kept.records[step];
+            if (!inside(record, record.count, record.cells) ||
+                !inside(record, record.gone, record.gone_cells))
+                return DAMAGED;
             undo(record);
             const bool further = step > 0 || grad_state;
             if (further || sums) differentiate(record, sums, further);
             if (step > 0) mask(record.lines.widened(1, grid_), kept.records[step - 1]);
         }
         if (grad_state) to_state(grid_, weights_.channels, stride, grad_.data(), grad_state);
-        return true;
+        return DONE;
     }
 
   private:
     static bool finite(const T *values, int64_t count) {
         int64_t wrong = 0;
         for (int64_t i = 0; i < count; ++i) wrong += !(values[i] - values[i] == 0);
+        return wrong == 0;
+    }
+
+    // Tell whether cells lie in the lines of a record; the caller may have changed their memory.
+    bool inside(const Record &record, int64_t count, const Place &cells) const {
+        if (count == 0) return true;
+        const int32_t *rows = cells.in<int32_t>(pieces_);
+        const int64_t first = grid_.cell(record.lines.top, 1);
+        const int64_t last = grid_.cell(record.lines.bottom, grid_.width);
+        int64_t wrong = 0;
+        for (int64_t i = 0; i < count; ++i) wrong += rows[i] < first || rows[i] > last;
         return wrong == 0;
     }
 
@@ -71,6 +87,7 @@ class Differentiator {
     }
 
     void put(int64_t count, const Place &cells, const Place &values) {
+        if (count == 0) return;  // there may be no memory at all
         const int64_t stride = weights_.stride;
         const int32_t *rows = cells.in<int32_t>(pieces_);
         const T *from = values.in<T>(pieces_);
@@ -118,7 +135,7 @@ class Differentiator {
         int64_t count = 0;
         for (int64_t i = 0; i < record.count; ++i) {
             live_[count] = cells[i];
-            count += flags[cells[i]];
+            count += flags[cells[i]] != 0;
         }
         return count;
     }

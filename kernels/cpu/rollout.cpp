@@ -105,11 +105,13 @@ Status backward(const fastnca_rollout &call, const KeptBatch &kept, const uint8_
         return [&, differentiator =
                        Differentiator<T>(grid, kept.weights)](int64_t group) mutable -> Status {
             const int64_t end = (group + 1) * call.batch / groups;
-            for (int64_t number = group * call.batch / groups; number < end; ++number)
-                if (!differentiator.run(kept.grids[number], pieces, grad + number * size,
-                                        grads ? &sums[group] : nullptr,
-                                        grad_state ? grad_state + number * size : nullptr))
-                    return OUT_OF_RANGE;
+            for (int64_t number = group * call.batch / groups; number < end; ++number) {
+                const Status found =
+                    differentiator.run(kept.grids[number], pieces, grad + number * size,
+                                       grads ? &sums[group] : nullptr,
+                                       grad_state ? grad_state + number * size : nullptr);
+                if (found != DONE) return found;
+            }
             if (grads) sums[group].flush();
             return DONE;
         };
@@ -136,8 +138,8 @@ int fastnca_forward(const fastnca_rollout *call, FASTNCA_TYPE *result, fastnca::
 }
 
 // Write the gradients of the first state, unless null, and of the four parameters, unless null.
-// OUT_OF_RANGE if `grad` is not finite. Of `call`, sizes and threads are read; `pieces` are the
-// addresses of what was allocated.
+// OUT_OF_RANGE if `grad` is not finite, DAMAGED if `pieces` do not hold what was left in them. Of
+// `call`, sizes and threads are read; `pieces` are the addresses of what was allocated.
 int fastnca_backward(const fastnca_rollout *call, const fastnca::KeptBatch *kept,
                      const uint8_t *const *pieces, const FASTNCA_TYPE *grad,
                      FASTNCA_TYPE *grad_state, FASTNCA_TYPE *const *grads) {

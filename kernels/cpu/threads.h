@@ -11,7 +11,7 @@
 
 namespace fastnca {
 
-enum Status : int { DONE, OUT_OF_RANGE, OUT_OF_MEMORY };
+enum Status : int { DONE, OUT_OF_RANGE, OUT_OF_MEMORY, DAMAGED };
 
 // Call work(0) to work(count - 1) on several threads; return DONE, or a status that one returned.
 //
