@@ -62,6 +62,7 @@ def test_train_leaves_model_metrics_and_pictures(run):
     ]
     assert (run / "latest").read_text() == "ckpt-00000003\n"
     assert sorted(os.listdir(run / "ckpt-00000003")) == [
+        "companion-best-weights.safetensors",
         "config.json",
         "manifest.json",
         "model.safetensors",
@@ -172,6 +173,28 @@ def test_divergence_saves_the_model_and_exits_3(tmp_path, capsys):
         assert torch.isfinite(parameter).all()
 
 
+def test_a_model_that_does_not_grow_is_saved_and_exits_3(tmp_path, capsys):
+    out = tmp_path / "r"
+    assert main(["train", *QUICK, "--learning-rate", "3", "--out", str(out)]) == 3
+    said = capsys.readouterr()
+    assert "fastnca: the model does not grow: within 320 steps from the seed" in said.err
+    assert "grew best" not in said.out
+    last = load_file(out / "ckpt-00000003" / "model.safetensors")
+    saved = load_file(out / "model.safetensors")
+    assert all(torch.equal(value, saved[name]) for name, value in last.items())
+    assert NeuralCA.load(out).metadata["iterations"] == 3
+    assert (out / "growth.png").is_file()
+
+
+def test_no_iterations_leave_the_untrained_model(tmp_path, capsys):
+    out = tmp_path / "r"
+    assert main(["train", *QUICK, "--iterations", "0", "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert (said.err, "nan" in said.out, "inf" in said.out) == ("", False, False)
+    assert "grew best after iteration 0" in said.out
+    assert not NeuralCA.load(out).update_net[2].weight.any()
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_training_saves_and_tells_the_way_on(tmp_path, number, code):
@@ -217,6 +240,19 @@ def test_grow_with_names_and_size(model_dir, tmp_path):
         assert gif.size == (36, 36)
     with Image.open(files[0]) as picture:
         assert picture.width > 500
+
+
+@pytest.mark.parametrize("command", ["grow", "regenerate"])
+def test_an_untrained_model_is_drawn_and_named(tmp_path, capsys, command):
+    for model, count in ((NeuralCA(8, 6), 1), (excite(NeuralCA(8, 6)), 0)):
+        model.save(tmp_path)
+        files = [str(tmp_path / "a.png"), str(tmp_path / "b.gif")]
+        flags = ["--size", "8", "--steps", "2", "--out", *files]
+        assert main([command, str(tmp_path), *flags]) == 0
+        said = capsys.readouterr()
+        assert said.out.split() == files
+        assert said.err.count("nothing can grow, because the last layer is zero") == count
+        assert said.err.count("\n") == count
 
 
 def test_grow_from_a_tutorial_file(tmp_path):

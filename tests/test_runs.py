@@ -195,6 +195,7 @@ BAD_FIELDS = {
     "wrong size": ({"hidden_dim": 7}, "hidden_dim 7, this one 6"),
     "more processes": ({"processes": 2}, "no file|No such file"),
     "moments": ({"optimizer_steps": 0}, "unknown tensors"),
+    "optimized": ({"optimized": ["x"]}, "'optimized' must list parameters"),
     "run": ({"run_id": 3}, "'run_id' must be text"),
 }
 

@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from fastnca import NeuralCA, create_seed, create_target_circle, get_visible_state, train_nca
 from fastnca.training import (
@@ -429,3 +430,35 @@ def test_options_that_contradict_each_other():
 def test_bad_targets(target, error, words):
     with pytest.raises(error, match=words):
         PoolTrainer(NeuralCA(), target)
+
+
+def frozen():
+    return NeuralCA(8, 6).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: torch.nn.DataParallel(NeuralCA(8, 6)), TypeError, r"pass model\.module; to train"),
+        (
+            lambda: AveragedModel(NeuralCA(8, 6)),
+            TypeError,
+            r"got AveragedModel; pass model\.module",
+        ),
+        (lambda: torch.compile(NeuralCA(8, 6)), TypeError, r"pass model\._orig_mod"),
+        (lambda: torch.nn.Linear(2, 2), TypeError, "got Linear; make one with fastnca.NeuralCA"),
+        (lambda: None, TypeError, "must be a NeuralCA, got NoneType"),
+        (lambda: NeuralCA(8, 6).to("meta"), ValueError, "parameters on the meta device"),
+        (frozen, ValueError, r"requires a gradient, got none; call model\.update_net"),
+    ],
+)
+def test_bad_models(make, error, words):
+    with pytest.raises(error, match=words):
+        PoolTrainer(make(), create_target_circle(8))
+
+
+def test_part_of_a_model_may_be_frozen():
+    model = NeuralCA(8, 6)
+    model.update_net[0].requires_grad_(False)
+    each = PoolTrainer(model, create_target_circle(8), TrainConfig(**SMALL))
+    assert each.step().gradient_norm > 0

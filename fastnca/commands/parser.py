@@ -1,7 +1,7 @@
 """Arguments of the command line, and its errors: one sentence, and an exit code.
 
-Exit codes: 0 done, 1 refused or failed, 2 wrong arguments, 3 training diverged, 4 out of memory,
-130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done, 1 refused or failed, 2 wrong arguments, 3 training diverged, or its model
+does not grow, 4 out of memory, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import argparse
@@ -199,7 +199,7 @@ def _add_life(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="directory of a run, or a tutorial .pt file")
+    parser.add_argument("model", type=Path, help="directory of a run, or a file with a state dict")
     parser.add_argument("--size", type=_side, help="cells per side (as it was trained)")
     parser.add_argument(
         "--synchronous",

@@ -1,5 +1,6 @@
 """`fastnca grow`, `fastnca regenerate` and `fastnca life`: pictures without training."""
 
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,12 @@ def _frames(states: Iterator[Tensor]) -> Iterator[Pixels]:
 def _load(arguments: Namespace) -> tuple[NeuralCA, int]:
     """Read the model; the grid is the one it was trained on unless the user says otherwise."""
     model = NeuralCA.load(arguments.model, backend=arguments.backend)
+    if not any(parameter.any() for parameter in model.update_net[-1].parameters()):
+        print(
+            f"fastnca: {arguments.model}: nothing can grow, because the last layer is zero, as in "
+            "every untrained model; train it first",
+            file=sys.stderr,
+        )
     trained = model.metadata.get("size", 64)
     size = arguments.size or (trained if isinstance(trained, int) and trained > 0 else 64)
     return model, size

@@ -18,7 +18,13 @@ from fastnca.commands.config_file import write_config
 from fastnca.commands.output import save_figure
 from fastnca.commands.show import GROW_STEPS, MASK_SEED, REGROW_STEPS, growth_gif
 from fastnca.commands.target import make_target
-from fastnca.commands.watch import Watch, draw_pool, find_writer, forget_pictures
+from fastnca.commands.watch import (
+    Watch,
+    draw_pool,
+    find_writer,
+    forget_pictures,
+    warnings_above_the_bar,
+)
 from fastnca.module import NeuralCA
 from fastnca.pictures import plot_loss, visualize_growth, visualize_regeneration
 from fastnca.storage.atomic import write_atomically
@@ -35,6 +41,7 @@ from fastnca.training import (
     StopNow,
     TrainConfig,
 )
+from fastnca.training.best import GROWTH_STEPS
 from fastnca.training.processes import open_address
 from fastnca.training.run import Resumed
 
@@ -61,6 +68,7 @@ def train(arguments: Namespace) -> int:
     run = RunDirectory(out, processes)
     with run.hold():
         trainer = PoolTrainer(model, target, config, processes)
+        best = BestWeights(trainer)
         model.metadata = _facts(trainer, arguments)
         resumed = None
         if arguments.resume == "yes" or (arguments.resume and run.has_checkpoints()):
@@ -72,18 +80,19 @@ def train(arguments: Namespace) -> int:
         if processes.first:
             write_atomically(out / "run.toml", _options(trainer, arguments).encode())
             _announce(trainer, arguments, out, resumed)
-        return _fit(trainer, run, arguments, out, writer)
+        with warnings_above_the_bar():
+            return _fit(trainer, best, run, arguments, out, writer)
 
 
 def _fit(
     trainer: PoolTrainer,
+    best: BestWeights,
     run: RunDirectory,
     arguments: Namespace,
     out: Path,
     writer: Callable[[str], Any] | None,
 ) -> int:
     """Train, then save and draw in the first process."""
-    best = BestWeights(trainer)
     watch = Watch(trainer, out, best, arguments.mosaic_interval, writer)
     first = trainer.processes.first
     start = time.perf_counter()
@@ -134,14 +143,28 @@ def _fit(
     _save(trainer, best, arguments, out)
     _draw(trainer, out)
     print(
-        f"{trainer.iteration} iterations in {seconds:.0f} s, loss {_recent_loss(trainer):.4f} "
-        f"(mean of the last 20), {trainer.skipped} skipped\n"
-        f"the model grew best after iteration {best.iteration}: loss {best.loss:.4f} from the "
-        f"seed\n"
+        f"{trainer.iteration} iterations in {seconds:.0f} s{_recent_loss(trainer)}, "
+        f"{trainer.skipped} skipped"
+    )
+    grows = math.isfinite(best.loss)
+    if grows:
+        print(
+            f"the model grew best after iteration {best.iteration}: loss {best.loss:.4f} from the "
+            "seed"
+        )
+    print(
         f"model and pictures are in {out}: growth.png, growth.gif, regeneration.png, loss.png, "
         "pool.png"
     )
-    return 0
+    if grows:
+        return 0
+    print(
+        f"fastnca: the model does not grow: within {GROWTH_STEPS[-1]} steps from the seed its "
+        "values are no longer finite; the weights of the last iteration are saved. Start again "
+        "with a lower learning_rate, another seed or gradient='normalize'",
+        file=sys.stderr,
+    )
+    return DIVERGED
 
 
 def _config(arguments: Namespace) -> TrainConfig:
@@ -177,7 +200,7 @@ def _model(arguments: Namespace, config: TrainConfig) -> NeuralCA:
     if config.seed is not None:
         torch.manual_seed(config.seed)
     model = NeuralCA(arguments.channels, arguments.hidden, backend=arguments.backend)
-    describe_model(model)  # refuses sizes that could not be saved, before anything is overwritten
+    describe_model(model)  # refuses what could not be saved, before anything is overwritten
     return model.to(arguments.device)
 
 
@@ -205,9 +228,9 @@ def _announce(
         print("\n".join([f"continuing from {resumed.path}", *resumed.notes]), flush=True)
 
 
-def _recent_loss(trainer: PoolTrainer) -> float:
+def _recent_loss(trainer: PoolTrainer) -> str:
     recent = trainer.losses[-20:]
-    return sum(recent) / len(recent) if recent else float("nan")
+    return f", loss {sum(recent) / len(recent):.4f} (mean of the last 20)" if recent else ""
 
 
 def _last(out: Path) -> str:
@@ -227,11 +250,14 @@ def _facts(trainer: PoolTrainer, arguments: Namespace) -> dict[str, Any]:
 
 
 def _save(trainer: PoolTrainer, best: BestWeights, arguments: Namespace, out: Path) -> None:
-    """Write the model with the best weights."""
+    """Write the model with the best weights; with the last ones if no others grow."""
     if math.isinf(best.loss):
         best.look()
-    trainer.model.load_state_dict(best.weights)
-    trainer.model.metadata = {**_facts(trainer, arguments), "iterations": best.iteration}
+    iteration = trainer.iteration
+    if math.isfinite(best.loss):
+        trainer.model.load_state_dict(best.weights)
+        iteration = best.iteration
+    trainer.model.metadata = {**_facts(trainer, arguments), "iterations": iteration}
     trainer.model.save(out)
 
 

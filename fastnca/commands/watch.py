@@ -1,8 +1,13 @@
-"""What one can look at while a run trains: pictures of its pool, TensorBoard."""
+"""What one can look at while a run trains: pictures of its pool, TensorBoard, warnings."""
 
-from collections.abc import Callable
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from fastnca.pictures.mosaic import choose_rows, encode_mosaic
 from fastnca.storage.atomic import write_atomically
@@ -53,6 +58,24 @@ class Watch:
         """Finish the files."""
         if self._board is not None:
             self._board.close()
+
+
+class _AboveTheBar(logging.Handler):
+    """Prints to stderr, and lets a progress bar that is shown there move down."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(f"fastnca: {record.getMessage()}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def warnings_above_the_bar() -> Iterator[None]:
+    """Print what fastnca warns of."""
+    logger, handler = logging.getLogger("fastnca"), _AboveTheBar(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def forget_pictures(out: Path) -> None:

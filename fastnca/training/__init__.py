@@ -12,32 +12,36 @@ inputs.py      what a replay reads
 checks.py      what a trainer refuses
 update.py      gradients, Adam, or no change
 trainer.py     PoolTrainer: starts iterations and reads their numbers
-step.py        StepResult: what one iteration did
+step.py        StepResult: what one iteration did; DivergedError
 loop.py        the loop around the iterations
 processes.py   the processes that train together
 run.py         RunDirectory: checkpoints, one trainer at a time
 checkpoint.py  what a checkpoint holds
 log.py         metrics.csv and the progress bar
+standstill.py  a warning when nothing is learned
 interrupt.py   finish the iteration on Ctrl-C and SIGTERM
+companions.py  what a checkpoint holds beside the trainer
 best.py        the weights that grow best
 tutorial.py    train_nca
 """
 
 from fastnca.training.best import BestWeights, growth_loss
+from fastnca.training.companions import Companion
 from fastnca.training.config import PRESETS, TrainConfig
 from fastnca.training.interrupt import StopNow
 from fastnca.training.memory import MemoryLimitError
 from fastnca.training.pool import SamplePool
 from fastnca.training.processes import Processes
 from fastnca.training.run import CheckpointError, RunDirectory
-from fastnca.training.step import StepResult
-from fastnca.training.trainer import DivergedError, PoolTrainer
+from fastnca.training.step import DivergedError, StepResult
+from fastnca.training.trainer import PoolTrainer
 from fastnca.training.tutorial import train_nca
 
 __all__ = [
     "PRESETS",
     "BestWeights",
     "CheckpointError",
+    "Companion",
     "DivergedError",
     "MemoryLimitError",
     "PoolTrainer",

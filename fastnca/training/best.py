@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from fastnca.module import NeuralCA
 from fastnca.states import get_visible_state
+from fastnca.training.checkpoint import NOT_FINITE, part
 from fastnca.training.step import StepResult
 from fastnca.training.trainer import PoolTrainer
+from fastnca.training.update import copy_weights
 
 GROWTH_STEPS = (80, 160, 240, 320)
 """Steps from the seed after which a model's growth is compared with the target: a pattern that
@@ -49,7 +52,8 @@ class BestWeights:
     The weights of single iterations jump about the ones that grow well; their exponential moving
     average does not. From here on it takes in the weights of every iteration as the trainer starts
     them, and nobody waits for a GPU. It is compared with the target from time to time in the
-    second half of a run.
+    second half of a run. Checkpoints hold average and best weights, so that a resumed run goes on
+    with them; it does not matter whether this object is made before or after `resume`.
 
     Args:
         trainer: the run to watch.
@@ -68,26 +72,66 @@ class BestWeights:
         self._trainer = trainer
         self._every = every
         self._least = 1 - decay
-        self._count = torch.zeros((), dtype=torch.float64, device=trainer.target.device)
+        dtype = torch.promote_types(trainer.target.dtype, torch.float32)
+        self._count = torch.zeros((), dtype=dtype, device=trainer.target.device)
         self.average = copy.deepcopy(trainer.model).train()
+        self.restart()
         trainer.after_start.append(self._add)
+        trainer.companions.add("best-weights", self, trainer.iteration)
+
+    def restart(self) -> None:
+        """Forget every iteration and every look."""
+        self._count.zero_()
         self.loss = math.inf
-        self.iteration = trainer.iteration
-        self.weights = trainer.copy_weights()
+        self.iteration, self._due = self._trainer.iteration, 0
+        self.weights = self._trainer.copy_weights()
+        self.average.load_state_dict(self.weights)
 
     def __call__(self, result: StepResult) -> None:
         """Look at the average if it is time to."""
-        total = self._trainer.config.iterations
-        due = result.iteration % self._every == 0 or result.iteration == total
-        if due and 2 * result.iteration >= total and not result.skipped:
-            self.look()
+        if self._is_due(result.iteration) and not result.skipped:
+            self.look(result.iteration)
 
-    def look(self) -> None:
-        """Compare the average as it is now with the best so far."""
+    def look(self, due: int = 0) -> None:
+        """Compare the average as it is now with the best so far.
+
+        Args:
+            due: the iteration after which this look was due. A resumed run forgets looks that a
+                run with its number of iterations does not take; 0 is never forgotten.
+        """
         loss = growth_loss(self.average, self._trainer)
         if loss < self.loss:
-            self.loss, self.iteration = loss, self._trainer.iteration
-            self.weights = _copy(self.average.state_dict())
+            self.loss, self.iteration, self._due = loss, self._trainer.iteration, due
+            self.weights = copy_weights(self.average)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return average, best weights, and what is known of them."""
+        loss = self.loss if math.isfinite(self.loss) else NOT_FINITE
+        return {
+            **{f"average.{name}": value for name, value in self.average.state_dict().items()},
+            **{f"weights.{name}": value for name, value in self.weights.items()},
+            "count": self._count,
+            "due": torch.tensor(self._due),
+            "iteration": torch.tensor(self.iteration),
+            "loss": torch.tensor(loss, dtype=torch.float64),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy what `state_dict` returned."""
+        self.loss, self._due = float(state["loss"]), int(state["due"])
+        if self.loss == NOT_FINITE or (self._due and not self._is_due(self._due)):
+            self.loss = math.inf
+        self.iteration = int(state["iteration"])
+        self._count.copy_(state["count"])
+        device = self._count.device
+        self.weights = {name: value.to(device) for name, value in part(state, "weights").items()}
+        self.average.load_state_dict(part(state, "average"))
+
+    def _is_due(self, iteration: int) -> bool:
+        """Tell whether a look is due after `iteration`."""
+        total = self._trainer.config.iterations
+        due = iteration % self._every == 0 or iteration == total
+        return due and 2 * iteration >= total
 
     @torch.no_grad()
     def _add(self, numbers: Tensor) -> None:
@@ -99,7 +143,3 @@ class BestWeights:
         pairs = zip(self.average.parameters(), self._trainer.model.parameters(), strict=True)
         for average, value in pairs:
             average.lerp_(value, weight.to(average.dtype))
-
-
-def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in weights.items()}

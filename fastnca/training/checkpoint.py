@@ -19,7 +19,7 @@ from fastnca.storage.bundle import (
     read_limited,
 )
 from fastnca.storage.checkpoints import MANIFEST
-from fastnca.storage.model import MODEL_FORMAT, model_shapes
+from fastnca.storage.model import MODEL_FORMAT, describe_model, model_shapes
 from fastnca.storage.tensors import read_rows
 from fastnca.training.processes import cut
 
@@ -31,7 +31,7 @@ _DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _MAX_COUNT = 2**53
 _MAX_PROCESSES = 65536
-_NOT_FINITE = -1.0  # stands for a loss that was not finite: saved tensors hold finite values
+NOT_FINITE = -1.0  # stands for a loss that was not finite: saved tensors hold finite values
 _RECENT = 20  # losses that tell how good a checkpoint is
 FREE_OPTIONS = (
     "iterations",
@@ -50,13 +50,24 @@ def shard_name(rank: int, size: int) -> str:
 
 
 def describe(trainer: "PoolTrainer") -> Header:
-    """Return the facts that must be equal on both sides of a resume."""
+    """Return the facts that must be equal on both sides of a resume.
+
+    Raises:
+        TypeError, ValueError: a checkpoint could not tell what the model computes.
+    """
     return {
+        "class": describe_model(trainer.model).get("class"),
         "num_channels": trainer.model.num_channels,
         "hidden_dim": trainer.model.hidden_dim,
         "dtype": str(trainer.target.dtype).removeprefix("torch."),
         "size": trainer.target.shape[-1],
         "target_sha256": _digest(trainer.target),
+        "frozen": [
+            name
+            for name, parameter in trainer.model.update_net.named_parameters()
+            if not parameter.requires_grad
+        ]
+        or None,
     }
 
 
@@ -73,6 +84,7 @@ def make_header(trainer: "PoolTrainer") -> Header:
         "skipped_in_a_row": trainer.skipped_in_a_row,
         "reseeded": trainer.reseeded,
         "optimizer_steps": int(bool(trainer.optimizer.state)),
+        "optimized": [name for name, p in _parameters(trainer) if p in trainer.optimizer.state],
         "processes": trainer.processes.size,
         "score": sum(recent) / len(recent) if recent else None,
         "config": trainer.config.to_dict(),
@@ -100,17 +112,26 @@ def train_tensors(trainer: "PoolTrainer") -> dict[str, Tensor]:
     """
     moments = {
         f"{moment}.{name}": trainer.optimizer.state[parameter][moment]
-        for name, parameter in trainer.model.named_parameters()
+        for name, parameter in _parameters(trainer)
         for moment in _MOMENTS
         if parameter in trainer.optimizer.state
     }
     good = {f"good.{name}": value for name, value in trainer.good_weights.items()}
     losses = torch.tensor(trainer.losses, dtype=torch.float64)
-    tensors = {**good, **moments, "losses": torch.where(losses.isfinite(), losses, _NOT_FINITE)}
-    for name, value in {**tensors, **trainer.model.state_dict()}.items():
+    tensors = {**good, **moments, "losses": torch.where(losses.isfinite(), losses, NOT_FINITE)}
+    check_finite({**tensors, **trainer.model.state_dict()})
+    return tensors
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse numbers with which training could not go on.
+
+    Raises:
+        ValueError: a number is not finite; the message names the tensor.
+    """
+    for name, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"'{name}' holds NaN or infinite values, so nothing is saved")
-    return tensors
 
 
 def check_same(trainer: "PoolTrainer", path: Path, header: Header) -> None:
@@ -162,7 +183,7 @@ def restore(trainer: "PoolTrainer", path: Path, header: Header) -> bool:
     else:
         trainer.randomness.branch(header["iteration"])
     trainer.model.load_state_dict(weights)
-    for name, value in _part(tensors, "good").items():
+    for name, value in part(tensors, "good").items():
         trainer.good_weights[name].copy_(value)
     _restore_optimizer(trainer, tensors)
     losses = tensors["losses"]
@@ -171,7 +192,7 @@ def restore(trainer: "PoolTrainer", path: Path, header: Header) -> bool:
         header["skipped"],
         header["skipped_in_a_row"],
         header["reseeded"],
-        losses.masked_fill(losses == _NOT_FINITE, torch.nan).tolist(),
+        losses.masked_fill(losses == NOT_FINITE, torch.nan).tolist(),
     )
     trainer.run_id = header["run_id"]
     return exact
@@ -190,7 +211,12 @@ def _train_shapes(header: Header) -> Shapes:
         raise ValueError("field 'run_id' must be text")
     model = model_shapes(channels, hidden, dtype)
     shapes = {f"good.{name}": entry for name, entry in model.items()}
-    for name, (shape, _) in list(model.items())[1:] if header["optimizer_steps"] else []:
+    every = list(model)[1:]  # all but the filters
+    optimized = header.get("optimized", every)
+    if not isinstance(optimized, list) or not set(optimized) <= set(every):
+        raise ValueError("field 'optimized' must list parameters")
+    for name in optimized if header["optimizer_steps"] else []:
+        shape, _ = model[name]
         shapes[f"exp_avg.{name}"] = shapes[f"exp_avg_sq.{name}"] = (shape, dtype)
         shapes[f"step.{name}"] = ((), torch.float32)
     shapes["losses"] = ((done,), torch.float64)
@@ -222,11 +248,16 @@ def _read_generators(trainer: "PoolTrainer", path: Path) -> None:
     trainer.randomness.restore(states)
 
 
+def _parameters(trainer: "PoolTrainer") -> list[tuple[str, torch.nn.Parameter]]:
+    """Return the model's parameters by name, in the order of the optimiser."""
+    return list(trainer.model.named_parameters())
+
+
 def _digest(target: Tensor) -> str:
     return hashlib.sha256(target.cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
-def _part(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+def part(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     """Return the tensors whose names begin with `kind.`, without that prefix."""
     prefix = f"{kind}."
     return {
@@ -238,8 +269,8 @@ def _part(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
 
 def _restore_optimizer(trainer: "PoolTrainer", tensors: Mapping[str, Tensor]) -> None:
     """Put Adam's moments back."""
-    parts = {moment: _part(tensors, moment) for moment in _MOMENTS}
-    names = [name for name, _ in trainer.model.named_parameters()]
+    parts = {moment: part(tensors, moment) for moment in _MOMENTS}
+    names = [name for name, _ in _parameters(trainer)]
     state = {
         number: {moment: parts[moment][name] for moment in _MOMENTS}
         for number, name in enumerate(names)

@@ -3,8 +3,41 @@
 import torch
 from torch import Tensor
 
+from fastnca.module import NeuralCA
+from fastnca.reference import NeuralCA as PlainCA
 from fastnca.training.config import TrainConfig
 from fastnca.training.processes import Processes
+
+
+def check_model(model: NeuralCA) -> NeuralCA:
+    """Return `model`.
+
+    Raises:
+        TypeError: it is no `NeuralCA`, for instance a wrapper around one.
+        ValueError: it is on the meta device, or none of its parameters requires a gradient.
+    """
+    if not isinstance(model, PlainCA):
+        inside = [
+            name
+            for name in ("_orig_mod", "module")
+            if isinstance(getattr(model, name, None), torch.nn.Module)
+        ]
+        advice = "make one with fastnca.NeuralCA"
+        if inside:
+            advice = f"pass model.{inside[0]}; to train on several devices, pass processes="
+        raise TypeError(f"model must be a NeuralCA, got {type(model).__name__}; {advice}")
+    parameters = list(model.parameters())
+    if any(parameter.is_meta for parameter in parameters):
+        raise ValueError(
+            "model must hold numbers, got parameters on the meta device; make it on the device "
+            "that trains it"
+        )
+    if not any(parameter.requires_grad for parameter in parameters):
+        raise ValueError(
+            "model must have a parameter that requires a gradient, got none; call "
+            "model.update_net.requires_grad_()"
+        )
+    return model
 
 
 def count_slots(config: TrainConfig, processes: Processes) -> int:

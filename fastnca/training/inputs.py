@@ -18,7 +18,7 @@ class Inputs:
 
     Attributes:
         draw: the draw on the device, with the most steps there may be and `count` of them.
-        rate: `[]` float64, the learning rate.
+        rate: `[]` float32, the learning rate, as Adam keeps it on the device.
     """
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
@@ -26,7 +26,7 @@ class Inputs:
         self._parts: list[tuple[tuple[int, ...], torch.dtype]] = [
             ((), torch.int64),
             ((), torch.int64),
-            ((), torch.float64),
+            ((), torch.float32),
             ((drawn,), torch.int64),
             ((config.damage, 2), torch.float32),
             ((config.damage,), torch.float32),

@@ -124,9 +124,10 @@ class Iteration:
             stop: whether this process was asked to stop.
 
         Returns:
-            `[5]` float64 on the device: number of processes without a finite loss and gradient,
-            mean loss, states that were reseeded because of their values, number of processes
-            that were asked to stop, norm of the gradient.
+            `[5]` on the device, of the model's dtype, float32 if that is a shorter one: number of
+            processes without a finite loss and gradient, mean loss, states that were reseeded
+            because of their values, number of processes that were asked to stop, norm of the
+            gradient.
         """
         return self._compute(draw, learning_rate, stop)
 
@@ -145,13 +146,14 @@ class Iteration:
         wild = ~(states.abs().amax(dim=(1, 2, 3)) <= LIMIT)
         bad = ~(loss.isfinite() & norm.isfinite())
         asked = torch.full_like(loss, float(stop))
-        numbers = torch.stack([bad.double(), loss.double(), (wild & ~bad).sum(), asked.double()])
-        numbers = self._processes.sum(numbers)
+        dtype = torch.promote_types(loss.dtype, torch.float32)  # no float64: Metal has none
+        parts = bad, loss, (wild & ~bad).sum(), asked
+        numbers = self._processes.sum(torch.stack([part.to(dtype) for part in parts]))
         fine = numbers[0] == 0
         self._update.apply(fine, learning_rate)
         self._write_back(draw, batch, states, sample_losses, wild, fine)
         numbers[1] /= self._processes.size
-        return torch.cat([numbers, norm.double()[None]])
+        return torch.cat([numbers, norm.to(dtype)[None]])
 
     @torch.no_grad()
     def prepare(self, draw: Draw) -> Batch:

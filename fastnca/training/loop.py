@@ -28,7 +28,7 @@ def fit(
 ) -> list[float]:
     """Train; see `PoolTrainer.fit`."""
     if run is not None:
-        describe_model(trainer.model)  # raises now what the first checkpoint would raise
+        describe_model(trainer.model)  # refuses a model that no checkpoint could describe
     first, config = trainer.iteration, trainer.config
     writes = trainer.processes.first
     log = TrainingLog(

@@ -121,7 +121,7 @@ class RunDirectory:
             is not written again.
 
         Raises:
-            CheckpointError: it could not be written; the message names the free space.
+            CheckpointError: it could not be written; the message says why.
             FileExistsError: the directory belongs to another run.
         """
         target = checkpoint_path(self.path, trainer.iteration)
@@ -140,7 +140,8 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             if self._processes.first:
                 shutil.rmtree(staging, ignore_errors=True)
-            raise CheckpointError(f"{target}: not written ({error}); {self._space()}") from error
+            space = f"; {self._space()}" if isinstance(error, OSError) else ""
+            raise CheckpointError(f"{target}: not written ({error}){space}") from error
         return target
 
     def resume(self, trainer: "PoolTrainer") -> Resumed:
@@ -171,7 +172,7 @@ class RunDirectory:
                 f"{self._processes.size}: the pool is shared out anew, and the run is no longer "
                 "bit for bit the one that was interrupted"
             )
-        notes += _differences(trainer, header)
+        notes += trainer.companions.restore(path, header) + _differences(trainer, header)
         return Resumed(path, notes)
 
     def has_checkpoints(self) -> bool:
@@ -209,8 +210,9 @@ class RunDirectory:
         self, trainer: "PoolTrainer", staging: Path, target: Path, files: dict[str, FileEntry]
     ) -> None:
         """Write what is written once, make the checkpoint count, and remove old ones."""
-        tensors = train_tensors(trainer)
-        files[TRAIN_FILE] = write_file(staging / TRAIN_FILE, encode_tensors(tensors))
+        parts = {TRAIN_FILE: train_tensors(trainer), **trainer.companions.tensors()}
+        for name, tensors in parts.items():
+            files[name] = write_file(staging / name, encode_tensors(tensors))
         save_model(trainer.model, staging)
         for name in (MODEL_FORMAT.json_name, MODEL_FORMAT.tensors_name):
             files[name] = hash_file(staging / name)

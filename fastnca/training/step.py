@@ -5,6 +5,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
+class DivergedError(RuntimeError):
+    """Loss or gradient was not finite in too many iterations in a row.
+
+    The model then holds the last weights that gave a finite loss and gradient.
+    """
+
+
 @dataclass(frozen=True)
 class StepResult:
     """One iteration.

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fastnca.module import NeuralCA
 from fastnca.states import create_seed
-from fastnca.training.checks import check_target, count_slots
+from fastnca.training.checks import check_model, check_target, count_slots
+from fastnca.training.companions import Companions
 from fastnca.training.config import TrainConfig
 from fastnca.training.draw import Randomness
 from fastnca.training.graphed import GraphedIteration
@@ -22,20 +23,14 @@ from fastnca.training.host_pool import HostPool
 from fastnca.training.memory import Estimate
 from fastnca.training.pool import SamplePool
 from fastnca.training.processes import Processes
-from fastnca.training.step import StepResult, Unread
+from fastnca.training.standstill import StandstillWarning
+from fastnca.training.step import DivergedError, StepResult, Unread
 from fastnca.training.update import Update, copy_weights
 
 if TYPE_CHECKING:
     from fastnca.training.run import RunDirectory
 
 _log = logging.getLogger("fastnca")
-
-
-class DivergedError(RuntimeError):
-    """Loss or gradient was not finite in too many iterations in a row.
-
-    The model then holds the last weights that gave a finite loss and gradient.
-    """
 
 
 class PoolTrainer:
@@ -60,13 +55,14 @@ class PoolTrainer:
         reseeded: states that became the seed again because of their values.
         losses: loss of every iteration, skipped ones included, averaged over the processes.
         after_start: called with what `Iteration.run` returned; they must not wait for the device.
+        companions: what checkpoints hold beside the trainer.
         run_id: names the run in its checkpoints; a resumed run keeps it.
 
     Raises:
         MemoryLimitError: the pool fits no memory.
-        TypeError: the target is not of the model's dtype.
-        ValueError: shape or device of the target does not fit, or it is not finite, or there are
-            fewer states than processes.
+        TypeError: the model is no `NeuralCA`, or the target not of its dtype.
+        ValueError: the model has no numbers or nothing to train, the target does not fit or is
+            not finite, or there are fewer states than processes.
     """
 
     def __init__(
@@ -77,8 +73,8 @@ class PoolTrainer:
         processes: Processes | None = None,
     ) -> None:
         self.config = config or TrainConfig()
-        self.model = model
-        self.target = check_target(target, model.perception.filters)
+        self.model = check_model(model)
+        self.target = check_target(target, next(model.parameters()))
         self.processes = processes or Processes()
         self.seed_state = create_seed(
             self.target.shape[-1],
@@ -99,11 +95,12 @@ class PoolTrainer:
         )
         self.iteration = 0
         self.skipped = 0
-        self.skipped_in_a_row = 0
-        self._worst_row = 0
+        self.skipped_in_a_row = self._worst_row = 0
+        self._standstill = StandstillWarning()
         self.reseeded = 0
         self.losses: list[float] = []
         self.after_start: list[Callable[[Tensor], None]] = []
+        self.companions = Companions()
         self.run_id = secrets.token_hex(8)
         self._unread: list[Unread] = []
         self._since = 0.0
@@ -236,7 +233,7 @@ class PoolTrainer:
 
         Args:
             path: the directory that `save` wrote; its newest intact checkpoint is taken. What is
-                skipped and what is not exact is logged as a warning.
+                skipped, what starts anew and what is not exact is logged as a warning.
 
         Raises:
             DirectoryInUseError: another trainer works in the directory.
@@ -269,6 +266,7 @@ class PoolTrainer:
         self.iteration = iteration
         self.skipped = skipped
         self.skipped_in_a_row = self._worst_row = skipped_in_a_row
+        self._standstill = StandstillWarning()
         self.reseeded = reseeded
         self.losses = losses
 
@@ -282,6 +280,8 @@ class PoolTrainer:
         else:
             self.skipped_in_a_row = 0
             self.reseeded += int(reseeded)
+            if self.processes.first:
+                self._standstill.update(unread.iteration, norm)
         self._worst_row = max(self._worst_row, self.skipped_in_a_row)
         return StepResult(
             iteration=unread.iteration,

@@ -36,7 +36,7 @@ class Update:
         self._on_device = device.type == "cuda" if on_device is None else on_device
         rate: Tensor | float = config.learning_rate
         if self._on_device:
-            rate = torch.tensor(config.learning_rate, device=device)
+            rate = torch.tensor(config.learning_rate, dtype=torch.float32, device=device)
         self.optimizer = torch.optim.Adam(
             parameters,
             lr=rate,
