@@ -95,7 +95,7 @@ class NeuralCA(reference.NeuralCA):
             updates = Updates(1, None if mask is None else mask.transpose(0, 1))
             with contextlib.suppress(OutOfRangeError):
                 return self._active(backend, state, updates)
-        return self._step(state, 1.0 if mask is None else mask.float())
+        return self._step(state, 1.0 if mask is None else mask.to(state.dtype))
 
     def run_steps(
         self,

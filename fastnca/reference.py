@@ -99,14 +99,14 @@ class NeuralCA(nn.Module):
             threshold: exclusive lower limit of alpha.
 
         Returns:
-            `[B, 1, H, W]` float, 1.0 where alive.
+            `[B, 1, H, W]` of the state's dtype, 1.0 where alive.
         """
         alpha = state[:, 3:4, :, :]
         alive = F.max_pool2d(alpha, 3, stride=1, padding=1) > threshold
-        return alive.float()
+        return alive.to(state.dtype)
 
     def _step(self, state: Tensor, mask: Tensor | float) -> Tensor:
-        """Advance `state` by one step; `mask` is `[B, 1, H, W]` float, or 1.0 for every cell."""
+        """Advance `state` by one step; `mask` is `[B, 1, H, W]` or 1.0, which is every cell."""
         pre_alive = self.get_alive_mask(state)
         delta = self.update_net(self.perception(state))
         state = state + delta * mask
@@ -117,7 +117,7 @@ class NeuralCA(nn.Module):
         """Advance `[B, C, H, W]` by one step; in training mode the mask comes from torch's RNG."""
         mask: Tensor | float = 1.0
         if self.training:
-            mask = (torch.rand_like(state[:, :1, :, :]) < update_rate).float()
+            mask = (torch.rand_like(state[:, :1, :, :]) < update_rate).to(state.dtype)
         return self._step(state, mask)
 
     def run_steps(
@@ -145,7 +145,7 @@ class NeuralCA(nn.Module):
         for step in range(first_step, first_step + steps):
             if self.training and seed is not None:
                 mask = update_mask(seed, step, state.shape, update_rate, state.device)
-                state = self._step(state, mask.float())
+                state = self._step(state, mask.to(state.dtype))
             else:
                 state = self(state, update_rate)
         return state
