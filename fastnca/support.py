@@ -71,8 +71,8 @@ def choose_backend(
     if fused_only:
         advice = f"precision='{precision}' exists only there; use precision='auto'."
         raise BackendError(name, reasons, advice)
-    if not compiling:
-        _log_once("reference", name, tuple(reasons))
+    if not compiling and not state.is_meta and state.numel() > 0:
+        _log_once(logging.WARNING, "reference", name, tuple(reasons))
     return "reference"
 
 
@@ -84,7 +84,7 @@ def _fastest_elsewhere(state: Tensor) -> str:
     if not reasons:
         return "cpp"
     if not torch.compiler.is_compiling():
-        _log_once("torch", "cpp", reasons)
+        _log_once(logging.INFO, "torch", "cpp", reasons)
     return "torch"
 
 
@@ -229,5 +229,6 @@ for _function in (fused_reasons, cpp_reasons):
 
 
 @lru_cache(maxsize=64)
-def _log_once(used: str, name: str, reasons: tuple[str, ...]) -> None:
-    _log.info("the %s backend is used, because '%s' cannot: %s", used, name, "; ".join(reasons))
+def _log_once(level: int, used: str, name: str, reasons: tuple[str, ...]) -> None:
+    said = "; ".join(reasons)
+    _log.log(level, "the %s backend is used, because '%s' cannot: %s", used, name, said)

@@ -199,8 +199,9 @@ def step_backward(
     Args:
         states: `[slots, B, H, W, CP]` float32.
         flags: `[slots, B, rows, runs]` int64; slot `source + 1` holds the state after the step.
-        carried: `passed` `[2, B, H, W, CP]` float32 and `pairs` `[2, B, H, W, CP, 2]` operands,
-            the gradient in two parts (equation 12); half `step % 2` is written, the other read.
+        carried: `passed` `[2, B, H, W, CP]` float32 and `pairs` `[pair_cells, CP, 2]` operands,
+            two planes with a margin of one cell around each grid: the gradient in two parts
+            (equation 12). Half `step % 2` is written, the other read.
         weights: the packed weights.
         counter: `[3]` int64: seed, number of the rollout's first step, number of its steps.
         partials: `[programs, partial_size]` float32; every program adds to its own row.

@@ -33,7 +33,7 @@ def visualize_growth(
         size: height and width of the grid in cells.
         steps: steps of the rollout, at least 0.
         mask_seed: None updates every cell, as the tutorial's pictures do; a number updates cells
-            at random as in training.
+            at random as in training. It fixes the masks, but is not the `seed` of `run_steps`.
 
     Returns:
         A figure with six panels.

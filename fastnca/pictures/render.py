@@ -58,7 +58,8 @@ def rollout_states(
         state: `[B, C, H, W]`.
         steps: number of steps, at least 0.
         mask_seed: None updates every cell (eval mode, as the tutorial's pictures do); a number
-            updates cells at random as in training, reproducibly.
+            updates cells at random as in training, reproducibly. The masks are those that calls of
+            the model draw from torch's generator, not those of `run_steps(seed=mask_seed)`.
 
     Yields:
         `[B, C, H, W]`.
