@@ -32,11 +32,13 @@ class _CellularAutomaton(ComplexSystem):
 
     def __init__(self, hidden: int, train: bool) -> None:
         rngs = nnx.Rngs(0)
-        self.perceive = ConvPerceive(16, 48, feature_group_count=16, rngs=rngs)
+        self.perceive = ConvPerceive(
+            channel_size=16, perception_size=48, feature_group_count=16, rngs=rngs
+        )
         self.update = NCAUpdate(
-            16,
-            48,
-            (hidden,),
+            channel_size=16,
+            perception_size=48,
+            hidden_layer_sizes=(hidden,),
             step_size=_RATE if train else 1.0,
             cell_dropout_rate=1 - _RATE if train else 0.0,
             rngs=rngs,

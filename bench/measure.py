@@ -11,10 +11,11 @@ from bench.grown import Grown
 from bench.machine import Ceilings, Machine, free_memory, give_freed_memory_back
 from bench.memory import first_line, peak_in_fresh_process, peak_on_gpu
 from bench.providers import BASELINE, Provider
-from bench.results import OK, SKIPPED, WRONG, Row
+from bench.results import FAILED, OK, SKIPPED, WRONG, Row
 from bench.runners import Timed
 from bench.states import alive_shares, make_state
 from bench.timing import Clock, Times, interleave, ratios
+from fastnca.training.memory import is_out_of_memory
 
 _STEP_BYTES = 3000
 """Temporaries of one step of the tutorial's class per cell, an estimate on the high side."""
@@ -116,12 +117,14 @@ def _time(
                     firsts[name] = bench.clock.measure(timed)
                 runs[name] = timed
             except Exception as error:
-                rows[name] = replace(rows[name], reason=_sentence(error))
+                expected = isinstance(error, NotImplementedError) or is_out_of_memory(error)
+                status = SKIPPED if expected else FAILED
+                rows[name] = replace(rows[name], status=status, reason=_sentence(error))
         times = interleave(bench.clock, runs, firsts, bench.seconds) if runs else {}
     except Exception as error:
         times = {}
         for provider in providers:
-            if rows[provider.name].status != WRONG:
+            if rows[provider.name].status not in (WRONG, FAILED):
                 reason = rows[provider.name].reason or _sentence(error)
                 rows[provider.name] = replace(rows[provider.name], reason=reason)
     for name in times:

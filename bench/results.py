@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-OK, WRONG, SKIPPED = "ok", "wrong", "skipped"
+OK, WRONG, FAILED, SKIPPED = "ok", "wrong", "failed", "skipped"
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Row:
     Attributes:
         mode, size, batch, steps, state: the case, see `bench.cases.Case`.
         provider: name, see `bench.providers`.
-        status: "ok", "wrong" (its results are not the reference's) or "skipped".
+        status: "ok", "wrong" (its results are not the reference's), "failed" (it raised an error)
+            or "skipped" (it cannot take part).
         reason: why there is no time, or no memory figure; empty otherwise.
         alive_start: share of living cells at the start.
         alive_mean: its mean over the run.

@@ -6,8 +6,8 @@
     python -m bench.run --case rollout+backward:64:4:80:grown --provider tutorial,torch
 
 Writes a CSV with a row per case and provider, and figures beside it. With `--reference-csv` it
-compares its ratios with earlier ones. The exit status is 1 after a regression or a wrong result,
-2 after a bad argument.
+compares its ratios with earlier ones. The exit status is 1 after a regression, a wrong result or an
+error of a provider, 2 after a bad argument.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from bench.grown import load_grown
 from bench.machine import describe, keep_freed_memory, measure_ceilings
 from bench.measure import Bench, measure_case
 from bench.providers import PROVIDERS, Provider
-from bench.results import OK, WRONG, Row, read_csv, write_csv
+from bench.results import FAILED, OK, WRONG, Row, read_csv, write_csv
 from bench.table import HEADER, growth_lines, line
 from bench.timing import Clock, Times
 
@@ -163,9 +163,9 @@ def _set_up(options: argparse.Namespace, device: torch.device) -> Bench:
 
 def _judge(rows: list[Row], reference: list[Row], options: argparse.Namespace) -> int:
     """Print the comparison and what is wrong; return the exit status."""
-    wrong = [row for row in rows if row.status == WRONG]
+    wrong = [row for row in rows if row.status in (WRONG, FAILED)]
     for row in wrong:
-        print(f"wrong: {row.case} {row.provider}: {row.reason}")
+        print(f"{row.status}: {row.case} {row.provider}: {row.reason}")
     status = 1 if wrong else 0
     if options.reference_csv is not None:
         comparison = compare(rows, reference, options.tolerance)

@@ -22,13 +22,18 @@ def where(rows: list[Row], source: str) -> str:
     copied, product = row.copy_gb_per_second, row.matrix_gflop_per_second
     return _wrap(
         f"Measured on {row.machine}, threads: {row.threads}, torch {row.torch}, Python "
-        f"{row.python}, at commit {row.commit.rstrip('+')}; every row is in `{source}`. This "
+        f"{row.python}, at commit {_commit(row.commit)}; every row is in `{source}`. This "
         f"machine copies {copied:.0f} GB/s and multiplies matrices at {product:.0f} GFLOP/s. "
         "*Alive* is the mean share of living cells during the run; from seeds the pattern grows. "
         "A speed-up is the tutorial's median time over the provider's, in brackets the lowest and "
         "the highest of one round. *Matrix* is the share of the matrix rate that evaluating every "
         "cell at this speed would take; leaving dead cells out can bring it above 100 %."
     )
+
+
+def _commit(commit: str) -> str:
+    """Say what was measured: a commit, or one with changes on top of it."""
+    return f"{commit[:-1]} with uncommitted changes" if commit.endswith("+") else commit
 
 
 def speed(rows: list[Row]) -> str:
@@ -154,7 +159,7 @@ def time_to_quality(results: Iterable[Result]) -> str:
             f"until the mean loss of {first.window} iterations is {first.goal:g} "
             "(`python -m bench.quality`). Both have the same first weights, draws from the pool, "
             f"numbers of steps and masks. {first.machine}, threads: {first.threads}, torch "
-            f"{first.torch}, commit {first.commit.rstrip('+')}:"
+            f"{first.torch}, commit {_commit(first.commit)}:"
         ),
         "",
         "| seed | tutorial | fastnca | times faster |",

@@ -16,7 +16,7 @@ from bench.masks import injected_masks
 from bench.measure import Bench, measure_case
 from bench.memory import peak_in_fresh_process
 from bench.providers import PROVIDERS, Provider, TutorialCA
-from bench.results import OK, SKIPPED, WRONG, Row, read_csv, write_csv
+from bench.results import FAILED, OK, SKIPPED, WRONG, Row, read_csv, write_csv
 from bench.runners import TorchRunner
 from bench.states import make_state
 from bench.timing import Clock, Times, interleave, ratios
@@ -206,7 +206,18 @@ def test_too_long_and_too_large_cases_are_skipped(bench):
     assert "GiB are free" in measure.refusal(bench, huge, PROVIDERS["tutorial"])
 
 
-def test_a_crash_of_a_provider_is_a_skipped_row(bench):
+def test_an_error_of_a_provider_fails_the_run(bench):
+    def build(weights, device):
+        raise TypeError("takes keyword arguments only")
+
+    bad = Provider("bad", "fails", build, lambda _: None)
+    rows = measure_case(bench, MODES[2], [PROVIDERS["tutorial"], bad, PROVIDERS["torch"]])
+    assert [row.status for row in rows] == [OK, FAILED, OK]
+    assert rows[1].reason == "TypeError: takes keyword arguments only"
+    assert run._judge(rows, [], run.build_parser().parse_args([])) == 1
+
+
+def test_memory_that_runs_out_is_a_skipped_row(bench):
     def build(weights, device):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore lines")
 
@@ -362,6 +373,12 @@ def test_command_line_compares_and_writes(tmp_path, bench, monkeypatch, capsys):
     write_csv(tmp_path / "fast.csv", fast)
     write_csv(tmp_path / "slow.csv", slow)
     reference_of = ["--tolerance", "0.5", "--reference-csv"]
+    measured = {row.provider: row for row in rows}  # measured again, a busy machine gives others
+
+    def measure_again(bench, case, providers, *_):
+        return [measured[provider.name] for provider in providers]
+
+    monkeypatch.setattr(run, "measure_case", measure_again)
     assert run.main([*case, *reference_of, str(tmp_path / "fast.csv")]) == 1
     assert "regression beyond 50%" in capsys.readouterr().out
     assert run.main([*case, *reference_of, str(tmp_path / "slow.csv")]) == 0

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fastnca.checks import Parameters
+from fastnca.checks import Parameters, check_memory
 from fastnca.derivatives import (
     Grads,
     check_saved,
@@ -148,11 +148,6 @@ def single_step(
         and (w1.shape, b1.shape, w2.shape, b2.shape) == prepared.shapes
         and device == w1.device == b1.device == w2.device == b2.device
         and state.dtype is w1.dtype is b1.dtype is w2.dtype is b2.dtype is dtype
-        and state.data_ptr()
-        and w1.data_ptr()
-        and b1.data_ptr()
-        and w2.data_ptr()
-        and b2.data_ptr()
     ):
         check_tensors(state, parameters, precision)
         if len(_prepared) >= MOST_PREPARED:
@@ -173,10 +168,18 @@ def single_step(
         return result
     state = dense(state)
     result = torch.empty_like(state)
-    parameters = (dense(w1), dense(b1), dense(w2), dense(b2))
+    parameters = _with_memory(state, dense(w1), dense(b1), dense(w2), dense(b2))
     given, number = (seed, 0) if isinstance(seed, Tensor) else (result, seed or 0)
     prepared.forward(state, *parameters, given, result, result, number, step)
     return result
+
+
+def _with_memory(state: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Parameters:
+    """Return the parameters, unless the memory of one of them, or of the state, has been freed."""
+    if 0 in (state.data_ptr(), w1.data_ptr(), b1.data_ptr(), w2.data_ptr(), b2.data_ptr()):
+        for tensor in (state, w1, b1, w2, b2):
+            check_memory(tensor, "the state or a parameter")
+    return w1, b1, w2, b2
 
 
 class _SingleStep(torch.autograd.Function):
@@ -197,7 +200,7 @@ class _SingleStep(torch.autograd.Function):
         first = dense(state)
         result = torch.empty_like(first)
         fates = torch.empty_like(prepared.fates)
-        parameters = (dense(w1), dense(b1), dense(w2), dense(b2))
+        parameters = _with_memory(first, dense(w1), dense(b1), dense(w2), dense(b2))
         given, number = (seed, 0) if isinstance(seed, Tensor) else (result, seed or 0)
         prepared.forward_keeping(first, *parameters, given, result, fates, number, step)
         ctx.set_materialize_grads(False)
