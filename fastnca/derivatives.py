@@ -9,7 +9,9 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 Grads = tuple[Tensor | None, ...]
 
@@ -24,9 +26,9 @@ def observed(tensors: Sequence[Tensor]) -> bool:
     subclasses of tensors.
     """
     return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
+        is_compiling()  # first: the others cannot be traced
+        or _are_functorch_transforms_active()
+        or _len_torch_dispatch_stack() > 0
         or not PLAIN.issuperset(map(type, tensors))
     )
 

@@ -3,10 +3,9 @@
 import contextlib
 from collections.abc import Iterator
 from os import PathLike
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
-import torch.nn as nn
 from torch import Tensor
 
 from fastnca import reference
@@ -19,7 +18,7 @@ from fastnca.fused import fused_rollout
 from fastnca.masks import Updates, check_update_rate, make_counter
 from fastnca.recognition import the_rule
 from fastnca.states import ALPHA, NUM_CHANNELS
-from fastnca.support import PRECISIONS, choose_backend, choose_seed, operand_precision
+from fastnca.support import PRECISIONS, choose_backend, choose_seed, operand_precision, step_seed
 
 
 class NeuralCA(reference.NeuralCA):
@@ -86,8 +85,7 @@ class NeuralCA(reference.NeuralCA):
         """
         backend = self._check(state, update_rate, single=True)
         if backend == "triton":
-            seed = choose_seed(self, None, state, single=True)
-            return self._advance(backend, state, 1, update_rate, seed, 0)
+            return self._advance(backend, state, 1, update_rate, step_seed(self, state), 0)
         mask = None
         if self.training:
             mask = torch.rand_like(state[:, :1, :, :]) < update_rate
@@ -135,7 +133,7 @@ class NeuralCA(reference.NeuralCA):
         backend = self._check(state, update_rate)
         check_steps(first_step, steps)
         check_count(checkpoint_every, "checkpoint_every", least=1)
-        seed = choose_seed(self, seed, state)
+        seed = choose_seed(self, seed, state, backend)
         return self._advance(
             backend, state, steps, update_rate, seed, first_step, checkpoint_every, count
         )
@@ -147,7 +145,7 @@ class NeuralCA(reference.NeuralCA):
         every: int = 1,
         update_rate: float = 0.5,
         *,
-        seed: int | None = None,
+        seed: int | Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Iterate over the states of a rollout, without gradient.
 
@@ -167,8 +165,8 @@ class NeuralCA(reference.NeuralCA):
         backend = self._check(state, update_rate)
         check_steps(0, steps)
         check_count(every, "every", least=1)
-        number = cast(int | None, choose_seed(self, seed, None))
-        return self._trajectory(backend, state, steps, every, update_rate, number)
+        seed = choose_seed(self, seed, state, backend)
+        return self._trajectory(backend, state, steps, every, update_rate, seed)
 
     def _trajectory(
         self,
@@ -177,7 +175,7 @@ class NeuralCA(reference.NeuralCA):
         steps: int,
         every: int,
         update_rate: float,
-        seed: int | None,
+        seed: int | Tensor | None,
     ) -> Iterator[Tensor]:
         """Yield what `trajectory` promises; apart from it so that errors come at the call."""
         yield state
@@ -292,8 +290,7 @@ class NeuralCA(reference.NeuralCA):
 
     def _weights(self) -> Parameters:
         """Return weight and bias of both convolutions."""
-        network = cast(nn.Module, self._modules["update_net"])
-        layer1, _, layer2 = cast(list[nn.Module], network._modules.values())
-        first = cast(dict[str, Tensor], layer1._parameters)
-        last = cast(dict[str, Tensor], layer2._parameters)
+        network: Any = self._modules["update_net"]  # faster than attributes
+        layer1, _, layer2 = network._modules.values()
+        first, last = layer1._parameters, layer2._parameters
         return first["weight"], first["bias"], last["weight"], last["bias"]

@@ -70,8 +70,8 @@ def overridden(model: "NeuralCA") -> list[str]:
     """Name the methods of the step that the class of `model`, or the object itself, replaces."""
     kind, own = type(model), model.__dict__
     found = (kind.get_alive_mask, kind._step, kind.forward)
-    shadowed = "get_alive_mask" in own or "_step" in own or "forward" in own
-    if found == tuple(_methods.values()) and not shadowed:
+    replaced = "get_alive_mask" in own or "_step" in own or "forward" in own
+    if found == tuple(_methods.values()) and not replaced:
         return []
     return [
         name
@@ -147,7 +147,7 @@ def _part_reasons(model: "NeuralCA", tensors: bool) -> list[str]:
     reasons = []
     parts, own = model._modules, model.__dict__
     perception, network = parts.get("perception"), parts.get("update_net")
-    layers = () if network is None else tuple(cast(Any, network._modules.values()))
+    layers: Any = () if network is None else tuple(network._modules.values())
     if not (
         type(perception) is PerceptionModule
         and "perception" not in own
@@ -165,9 +165,9 @@ def _part_reasons(model: "NeuralCA", tensors: bool) -> list[str]:
         reasons.append("update_net is not convolution 1x1, ReLU, convolution 1x1, with biases")
     elif tensors and (fault := _tensor_fault(model, layers[0], layers[2])):
         reasons.append(fault)
-    for number, module in enumerate((perception, network, *layers)):
-        if module is not None and (hooked(module) or _shadowed(module)):
-            name = ("perception", "update_net")[number] if number < 2 else f"layer {number - 2}"
+    for module in (perception, network, *layers):
+        if module is not None and _is_changed(module):
+            name = next(name for name, each in model.named_modules() if each is module)
             reasons.append(f"{name} has hooks, or attributes in place of methods or parameters")
     return reasons
 
@@ -184,11 +184,15 @@ def _is_plain(layer: nn.Conv2d) -> bool:
     )
 
 
-def _shadowed(module: nn.Module) -> bool:
-    """Tell whether an attribute of the object hides a method of its class, or a parameter."""
+def _is_changed(module: nn.Module) -> bool:
+    """Tell whether a part has hooks, or attributes that hide methods of its class or parameters."""
     own = module.__dict__  # one test a name: torch.compile can trace it, and it is the fastest
-    return (
-        "forward" in own
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
         or "_call_impl" in own
         or "_compiled_call_impl" in own
         or "_conv_forward" in own

@@ -2,10 +2,17 @@
 
 import logging
 from functools import lru_cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
@@ -51,7 +58,7 @@ def choose_backend(
         BackendError: an explicitly requested backend, or precision, cannot run.
         ValueError: the environment variable names no backend.
     """
-    name = requested_backend(argument)
+    name = argument if argument != "auto" else requested_backend(argument)
     if name != "auto":
         reasons = backend_reasons(name, model, precision, state, single)
         if reasons:
@@ -106,9 +113,10 @@ def backend_reasons(
         return ["a state on the meta device has no values"]
     reasons = []
     if name == "triton":
-        operands = operand_precision(precision, state.device.type)
+        device = state.device
+        operands = operand_precision(precision, device.type)
         reasons += fused_reasons(
-            state.device, state.dtype, model.num_channels, model.hidden_dim, operands
+            device, state.dtype, model.num_channels, model.hidden_dim, operands
         )
     else:
         reasons += _precision_reasons(precision) + active_reasons(state)
@@ -134,64 +142,78 @@ def _precision_reasons(precision: str) -> list[str]:
 def _observers(state: Tensor) -> bool:
     """Tell whether a transform or a mode of torch is to see, or to replace, every operator."""
     return bool(
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack()
-        or _call_reasons(state)
+        forward_ad._current_level >= 0 or _len_torch_dispatch_stack() or _call_reasons(state)
     )
 
 
 def _call_reasons(state: Tensor) -> list[str]:
     """List what about a call, beside model and machine, keeps it from the fast backends."""
     reasons = []
-    if torch._C._are_functorch_transforms_active():
+    if _are_functorch_transforms_active():
         reasons.append("torch.func transforms go through the reference operators")
-    if torch._C._get_tracing_state() is not None:
+    if _get_tracing_state() is not None:
         reasons.append("torch.jit.trace records the reference operators")
-    if torch._C._len_torch_function_stack() and not all(
+    if _len_torch_function_stack() and not all(
         type(mode) is DeviceContext for mode in _get_current_function_mode_stack()
     ):
         reasons.append("a TorchFunctionMode is active, which sees the reference's functions only")
     if type(state) not in PLAIN:
         reasons.append(f"the state is a {type(state).__name__}, a subclass of torch.Tensor")
+    elif is_functorch_wrapped_tensor(state):
+        reasons.append("the state is left over from a transform of torch.func")
     elif state.layout is not torch.strided:
         reasons.append(f"the state has layout {state.layout}, and must be dense")
     return reasons
 
 
 def choose_seed(
-    model: "NeuralCA", seed: int | Tensor | None, state: Tensor | None, single: bool = False
+    model: "NeuralCA", seed: int | Tensor | None, state: Tensor, backend: str
 ) -> int | Tensor | None:
     """Return the seed of a rollout's masks, or None where no seeded mask is used.
 
     Args:
         model: the model that is called.
-        seed: what was asked for; None draws from torch's default generator.
-        state: the input; a seed may then be a tensor, and `torch.compile` draws one where the
-            state lives, as a part of the graph. None allows neither.
-        single: whether `model` has been called for one step; otherwise it is a rollout.
+        seed: what was asked for, an int or a tensor with one integer; None draws one.
+        state: the input.
+        backend: who computes the rollout.
 
     Returns:
-        The seed.
+        The seed. None if every cell updates, or if the reference draws masks step by step: where a
+        step calls hooks, and where torch records what a call draws.
 
     Raises:
         TypeError: the seed is not an integer, or a call of `model` draws masks of its own.
         ValueError: the seed is out of range.
     """
-    if own := "" if single else _own_steps(model):
+    if own := _own_steps(model):
         if seed is not None and model.training:
             raise TypeError(
                 f"{own}, and a seeded rollout would not call it; leave seed=None and use "
                 "torch.manual_seed"
             )
         return None
-    if not model.training or (not single and seed is None and hooked_everywhere()):
+    if seed is None:
+        recorded = backend == "reference" and (
+            hooked_everywhere() or torch.compiler.is_compiling() or _observers(state)
+        )
+        return None if recorded else step_seed(model, state)
+    if not model.training:
         return None
-    if state is not None and isinstance(seed, Tensor):
+    if isinstance(seed, Tensor):
         return check_seed_tensor(seed)
-    if state is not None and seed is None and torch.compiler.is_compiling():
+    return check_seed(seed)
+
+
+def step_seed(model: "NeuralCA", state: Tensor) -> int | Tensor | None:
+    """Draw a seed from torch's generator, or return None where every cell updates.
+
+    `torch.compile` draws it where the state lives, as a part of the graph.
+    """
+    if not model.training:
+        return None
+    if torch.compiler.is_compiling():
         return torch.randint(2**63 - 1, (), dtype=torch.int64, device=state.device)
-    return draw_seed() if seed is None else check_seed(cast(int, seed))
+    return draw_seed()
 
 
 def _own_steps(model: "NeuralCA") -> str:

@@ -93,6 +93,14 @@ def test_transforms_give_what_the_reference_gives(model, state, name, whole):
     close(*found)
 
 
+@pytest.mark.parametrize("call", [lambda m, s: m(s), lambda m, s: m.run_steps(s, 3)])
+def test_a_state_that_a_transform_left_over(model, state, call):
+    left = []
+    torch.func.grad(lambda s: (left.append(s), s.sum())[1])(state)
+    model.eval()
+    close(call(model, left[0]), call(copy_weights(model), state))
+
+
 def test_vmap_over_weights(model, state):
     """One model for each set of weights."""
     weights = {name: p.detach() for name, p in model.named_parameters()}
@@ -171,6 +179,27 @@ def test_a_call_with_fake_tensors_leaves_nothing_behind(model, state, call):
     close(call(model, state), expected)
     make_fx(lambda s: call(model, s))(state)
     close(call(model, state), expected)
+
+
+@pytest.mark.parametrize("call", [lambda m, s: m(s), lambda m, s: m.run_steps(s, 3)])
+def test_masks_are_recorded_not_frozen(model, state, call):
+    """What traces a call in training records how masks are drawn, and draws them in every call."""
+
+    class Steps(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, state):
+            return call(self.model, state)
+
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert call(model, mode.from_tensor(state)).shape == state.shape
+    traced = torch.jit.trace(Steps(), state, check_trace=False)
+    recorded = make_fx(lambda s: call(model, s))(state)
+    exported = torch.export.export(Steps(), (state,)).module()
+    for function in (traced, recorded, exported):
+        assert not torch.equal(function(state), function(state))
 
 
 def test_a_mode_that_counts_operations_sees_the_reference(model, state):

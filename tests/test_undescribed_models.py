@@ -51,7 +51,7 @@ CHANGES = {
     activation: "update_net is not convolution",
     extra_layer: "update_net is not convolution",
     other_filters: "perception is not the fixed",
-    hook: "layer 1 has hooks",
+    hook: "update_net.1 has hooks",
     no_filters: "perception is not the fixed",
 }
 

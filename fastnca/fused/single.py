@@ -14,11 +14,10 @@ from torch import Tensor
 from fastnca.checks import Parameters, check_memory
 from fastnca.derivatives import (
     Grads,
-    check_saved,
     dense,
     first_order_only,
-    kinds,
     refuse_forward_mode,
+    refuse_saved,
 )
 from fastnca.fused import eager
 from fastnca.fused.checks import check_tensors
@@ -64,7 +63,7 @@ class Prepared:
         shapes: of the parameters.
         suits: whether the kernels of a single step are the ones to take.
         frozen: whether a CUDA graph would freeze the seed.
-        saved: shape, dtype and device of what a step saves for its backward pass.
+        saved: shapes of what a step saves for its backward pass, and its device.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class Prepared:
         fate, number = (torch.empty(1, dtype=d, device=device) for d in (torch.uint8, state.dtype))
         self.fates = fate.expand(batch * height * width)
         self.scratch = number.expand(self.backward.scratch_size)
-        self.saved = kinds((state, *parameters, self.fates))
+        self.saved = (state.shape, *self.shapes, self.fates.shape, device)
 
 
 _prepared: dict[Hashable, Prepared] = {}
@@ -166,20 +165,25 @@ def single_step(
         apply = _SingleStep.apply if left_over else _apply
         result: Tensor = apply(state, w1, b1, w2, b2, seed, step, prepared)
         return result
-    state = dense(state)
+    state, w1, b1, w2, b2 = _readable(state, w1, b1, w2, b2)
     result = torch.empty_like(state)
-    parameters = _with_memory(state, dense(w1), dense(b1), dense(w2), dense(b2))
     given, number = (seed, 0) if isinstance(seed, Tensor) else (result, seed or 0)
-    prepared.forward(state, *parameters, given, result, result, number, step)
+    prepared.forward(state, w1, b1, w2, b2, given, result, result, number, step)
     return result
 
 
-def _with_memory(state: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Parameters:
-    """Return the parameters, unless the memory of one of them, or of the state, has been freed."""
+def _readable(
+    state: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return a state and parameters as the kernels read them: contiguous, with their memory."""
+    if state.is_neg() or w1.is_neg() or b1.is_neg() or w2.is_neg() or b2.is_neg():
+        state, w1, b1, w2, b2 = map(Tensor.resolve_neg, (state, w1, b1, w2, b2))
+    state = state.contiguous()
+    w1, b1, w2, b2 = w1.contiguous(), b1.contiguous(), w2.contiguous(), b2.contiguous()
     if 0 in (state.data_ptr(), w1.data_ptr(), b1.data_ptr(), w2.data_ptr(), b2.data_ptr()):
         for tensor in (state, w1, b1, w2, b2):
             check_memory(tensor, "the state or a parameter")
-    return w1, b1, w2, b2
+    return state, w1, b1, w2, b2
 
 
 class _SingleStep(torch.autograd.Function):
@@ -197,10 +201,9 @@ class _SingleStep(torch.autograd.Function):
         step: int,
         prepared: Prepared,
     ) -> Tensor:
-        first = dense(state)
+        first, *parameters = _readable(state, w1, b1, w2, b2)
         result = torch.empty_like(first)
         fates = torch.empty_like(prepared.fates)
-        parameters = _with_memory(first, dense(w1), dense(b1), dense(w2), dense(b2))
         given, number = (seed, 0) if isinstance(seed, Tensor) else (result, seed or 0)
         prepared.forward_keeping(first, *parameters, given, result, fates, number, step)
         ctx.set_materialize_grads(False)
@@ -240,8 +243,16 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     """Return the gradients of the state, unfinished if it is not wanted, and of the parameters."""
     state, w1, b1, w2, b2, fates = saved
-    check_saved(saved, prepared.saved)
-    state, w1, b1, w2, b2 = dense(state), dense(w1), dense(b1), dense(w2), dense(b2)
+    shapes = state.shape, w1.shape, b1.shape, w2.shape, b2.shape, fates.shape
+    device = state.device
+    if not (
+        (*shapes, device) == prepared.saved
+        and state.dtype is w1.dtype is b1.dtype is w2.dtype is b2.dtype is torch.float32
+        and fates.dtype is torch.uint8
+        and device == w1.device == b1.device == w2.device == b2.device == fates.device
+    ):
+        refuse_saved()
+    state, w1, b1, w2, b2 = _readable(state, w1, b1, w2, b2)
     like = torch.empty_like
     grads = like(state), like(w1), like(b1), like(w2), like(b2)
     scratch = like(prepared.scratch)
