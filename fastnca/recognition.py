@@ -211,7 +211,7 @@ def _tensor_fault(model: "NeuralCA", first: nn.Conv2d, last: nn.Conv2d) -> str:
     dtype, device = tensors[0].dtype, tensors[0].device
     for tensor, shape in zip(tensors, shapes, strict=True):
         if tensor.shape != shape:
-            return f"update_net has not the shapes of num_channels={channels}, hidden_dim={hidden}"
+            return f"the shapes of update_net are not those of a {channels}-{hidden}-{channels} network"
         if not (
             type(tensor) in PLAIN
             and tensor.dtype is dtype

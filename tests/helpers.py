@@ -91,6 +91,24 @@ def excite(model: torch.nn.Module, scale: float = 0.05) -> torch.nn.Module:
     return model
 
 
+def compiled(function, graphs):
+    """Compile without a graph break, and collect the graphs."""
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
+
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, backend=backend)
+
+
+def operators_of(graph):
+    """Return the names of the rollout operators in a graph and those inside of it."""
+    modules = (m for m in graph.modules() if isinstance(m, torch.fx.GraphModule))
+    nodes = (node for module in modules for node in module.graph.nodes)
+    return [str(node.target) for node in nodes if "fastnca.rollout" in str(node.target)]
+
+
 def break_call(patch: pytest.MonkeyPatch, number: int, names: tuple[str, ...]) -> list[int]:
     """Make call `number`, from 1, of those functions of `os` fail; return how many were made."""
     count = [0]

@@ -6,7 +6,15 @@ import torch
 from fastnca import NeuralCA, reference
 from fastnca.fused import fused_reasons
 from fastnca.support import choose_backend, operand_precision
-from tests.helpers import CPU_DEFAULT, copy_weights, excite, relative_error, roll_out
+from tests.helpers import (
+    CPU_DEFAULT,
+    compiled,
+    copy_weights,
+    excite,
+    operators_of,
+    relative_error,
+    roll_out,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 for reason in fused_reasons(DEVICE, torch.float32, 8, 16, "ieee"):
@@ -114,24 +122,6 @@ def test_seed_may_be_a_tensor(backend, model, state):
     assert torch.equal(found, model.run_steps(state, 2, seed=9))
 
 
-def compiled(function, graphs):
-    """Compile without a graph break, and collect the graphs."""
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
-
-    torch._dynamo.reset()
-    return torch.compile(function, fullgraph=True, backend=backend)
-
-
-def calls_the_operator(graph):
-    """Tell whether a traced graph, or one inside of it, runs the fused rollout."""
-    modules = (m for m in graph.modules() if isinstance(m, torch.fx.GraphModule))
-    nodes = (node for module in modules for node in module.graph.nodes)
-    return any("fastnca.rollout_forward" in str(node.target) for node in nodes)
-
-
 def test_compiled_rollouts_of_33_counts_share_two_graphs(model):
     graphs = []
     state = torch.rand(1, 8, 1, 1, device=DEVICE, requires_grad=True)
@@ -141,7 +131,7 @@ def test_compiled_rollouts_of_33_counts_share_two_graphs(model):
     for steps in range(1, 34):
         result = rollout(state, steps, seed)
     assert len(graphs) <= 2
-    assert all(map(calls_the_operator, graphs))
+    assert all(map(operators_of, graphs))
     expected = model.run_steps(state, 33, seed=5)
     assert torch.equal(result, expected)
     found = torch.autograd.grad(result.sum(), inputs)
@@ -156,7 +146,7 @@ def test_a_compiled_step_is_the_fused_step(training, model, state):
     step = compiled(lambda state: model(state), graphs)
     found = step(state)
     assert len(graphs) == 1
-    assert calls_the_operator(graphs[0])
+    assert operators_of(graphs[0])
     if training:
         assert not torch.equal(step(state), step(state))  # each call draws a mask
     else:

@@ -14,7 +14,7 @@ from fastnca import BackendError, NeuralCA, reference
 from fastnca.operators import rollout
 from fastnca.recognition import _expected_filters
 from fastnca.support import choose_backend
-from tests.helpers import ACTIVE, CPU_DEFAULT, copy_weights, excite
+from tests.helpers import ACTIVE, CPU_DEFAULT, compiled, copy_weights, excite, operators_of
 
 
 @pytest.fixture
@@ -245,24 +245,6 @@ def test_a_state_of_inference_mode_can_be_trained_on(model, state, call, name):
         found.append([p.grad for p in each.update_net.parameters()])
     for ours, expected in zip(*found, strict=True):
         close(ours, expected)
-
-
-def compiled(function, graphs):
-    """Compile without a graph break, and collect the graphs."""
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
-
-    torch._dynamo.reset()
-    return torch.compile(function, fullgraph=True, backend=backend)
-
-
-def operators_of(graph):
-    """Return the names of the rollout operators in a graph and those inside of it."""
-    modules = (m for m in graph.modules() if isinstance(m, torch.fx.GraphModule))
-    nodes = (node for module in modules for node in module.graph.nodes)
-    return [str(node.target) for node in nodes if "fastnca.rollout" in str(node.target)]
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -239,7 +239,7 @@ def _check(state: Tensor, parameters: Parameters, updates: Updates) -> None:
         raise ValueError(f"the cpp backend runs on a CPU, and the state is on {state.device}")
     if (height + 2) * (width + 2) > _MOST_CELLS:
         raise ValueError(
-            f"a grid of the cpp backend has less than 2^31 cells, got {height}x{width}"
+            f"a grid of the cpp backend must have fewer than 2^31 cells, got {height}x{width}"
         )
     check_steps(updates.first_step, updates.steps)
     masks = updates.given
