@@ -211,7 +211,7 @@ def _tensor_fault(model: "NeuralCA", first: nn.Conv2d, last: nn.Conv2d) -> str:
     dtype, device = tensors[0].dtype, tensors[0].device
     for tensor, shape in zip(tensors, shapes, strict=True):
         if tensor.shape != shape:
-            return f"the shapes of update_net are not those of a {channels}-{hidden}-{channels} network"
+            return f"update_net has shapes other than of {channels} channels, {hidden} hidden units"
         if not (
             type(tensor) in PLAIN
             and tensor.dtype is dtype

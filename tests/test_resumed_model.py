@@ -44,7 +44,9 @@ main(sys.argv[1:])
 
 
 def train(out, *flags):
-    return main(["train", *QUICK, *flags, "--out", str(out)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastnca.commands.train._draw", lambda *_: None)  # pictures take longest
+        return main(["train", *QUICK, *flags, "--out", str(out)])
 
 
 def delivered(out):

@@ -93,6 +93,7 @@ def test_of_several_processes_the_first_one_warns(caplog):
 
 def test_the_command_line_prints_the_warning_above_the_bar(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("fastnca.commands.train._draw", lambda *_: None)  # pictures take longest
     flags = [
         *("--size", "12", "--hidden", "6", "--iterations", "20", "--learning-rate", "0.3"),
         *("--pool-size", "4", "--batch-size", "2", "--min-steps", "30", "--max-steps", "40"),

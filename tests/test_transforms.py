@@ -16,6 +16,8 @@ from fastnca.recognition import _expected_filters
 from fastnca.support import choose_backend
 from tests.helpers import ACTIVE, CPU_DEFAULT, compiled, copy_weights, excite, operators_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")  # torch 2.14
+
 
 @pytest.fixture
 def model():
@@ -313,6 +315,7 @@ def test_a_model_changed_after_compilation_is_recognised_anew(model, state):
     close(compiled_rollout(state), reference.NeuralCA.run_steps(model, state, 2))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_the_operators_are_as_torch_wants_them(model, state):
     counter = torch.tensor([5, 2, 3])
     leaf = state.clone().requires_grad_()

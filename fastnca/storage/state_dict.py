@@ -6,6 +6,7 @@ and safetensors. Only the zip archive has checksums.
 
 import io
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -108,7 +109,7 @@ def _read(path: Path) -> object:
             return load_safetensors(data)
         if data.startswith(b"PK\3\4"):
             _check_archive(path, data)
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            return _load(data, "cpu")
         return _read_legacy(data)
     except FileFormatError:
         raise
@@ -139,7 +140,14 @@ def _read_legacy(data: bytes) -> object:
             raise ValueError("its tensors claim more bytes than the file has")
         return storage.fill_(0xFF)  # NaN, should the file have no content for it
 
-    return torch.load(io.BytesIO(data), map_location=place, weights_only=True)
+    return _load(data, place)
+
+
+def _load(data: bytes, place: Any) -> object:
+    """Unpickle tensors without what torch would say of odd ones."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(io.BytesIO(data), map_location=place, weights_only=True)
 
 
 def _check_archive(path: Path, data: bytes) -> None:

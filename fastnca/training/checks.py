@@ -1,30 +1,29 @@
 """What a trainer refuses, in a sentence."""
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from fastnca.module import NeuralCA
-from fastnca.reference import NeuralCA as PlainCA
 from fastnca.training.config import TrainConfig
 from fastnca.training.processes import Processes
+
+_WRAPPED = ("_orig_mod", "module")
+"""Where wrappers keep a model: `torch.compile`, and DataParallel, DDP and AveragedModel."""
 
 
 def check_model(model: NeuralCA) -> NeuralCA:
     """Return `model`.
 
     Raises:
-        TypeError: it is no `NeuralCA`, for instance a wrapper around one.
+        TypeError: it wraps a model, or has no `run_steps`.
         ValueError: it is on the meta device, or none of its parameters requires a gradient.
     """
-    if not isinstance(model, PlainCA):
-        inside = [
-            name
-            for name in ("_orig_mod", "module")
-            if isinstance(getattr(model, name, None), torch.nn.Module)
-        ]
+    wrapped = [name for name in _WRAPPED if isinstance(getattr(model, name, None), nn.Module)]
+    if wrapped or not hasattr(model, "run_steps"):
         advice = "make one with fastnca.NeuralCA"
-        if inside:
-            advice = f"pass model.{inside[0]}; to train on several devices, pass processes="
+        if wrapped:
+            advice = f"pass model.{wrapped[0]}; to train on several devices, pass processes="
         raise TypeError(f"model must be a NeuralCA, got {type(model).__name__}; {advice}")
     parameters = list(model.parameters())
     if any(parameter.is_meta for parameter in parameters):

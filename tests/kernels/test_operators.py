@@ -82,31 +82,6 @@ def test_any_strides_in_contiguous_out(tensors, steps: int) -> None:
     assert torch.equal(plain, strided)
 
 
-def test_step_counts_share_graphs(device: torch.device) -> None:
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
-
-    torch._dynamo.reset()
-    problem = make_problem(Case(1, 1))
-    state = problem.state.clone().to(device).requires_grad_()
-    parameters = tuple(p.to(device) for p in problem.parameters)
-
-    @torch.compile(fullgraph=True, backend=backend)
-    def rollout(state, steps, seed):
-        return fused_rollout(state, parameters, steps=steps, seed=seed, **SETTINGS)
-
-    seed = torch.tensor(5, device=device)
-    for steps in range(1, 34):
-        result = rollout(state, steps, seed)
-    (grad,) = torch.autograd.grad(result.sum(), state)
-    eager = fused_rollout(state, parameters, steps=33, seed=5, **SETTINGS)
-    assert torch.equal(grad, torch.autograd.grad(eager.sum(), state)[0])
-    assert len(graphs) <= 2
-
-
 @pytest.mark.parametrize("steps", [1, 2])
 def test_second_derivative_is_refused(tensors, steps: int) -> None:
     state, parameters = tensors
