@@ -67,7 +67,9 @@ def choose_backend(
         return name
     fused_only = precision in ("fp16", "bf16")
     compiling = torch.compiler.is_compiling()
-    if not fused_only and (torch.compiler.is_exporting() if compiling else _observers(state)):
+    # the flag, because torch.compile of torch 2.11 takes is_exporting() for true
+    exporting = torch.compiler._is_exporting_flag
+    if not fused_only and (exporting if compiling else _observers(state)):
         return "reference"
     name = "triton" if state.is_cuda or fused_only else _fastest_elsewhere(state)
     if single and name == "torch" and state.numel() < _FEWEST_CELLS * model.num_channels:
