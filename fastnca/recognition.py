@@ -126,7 +126,7 @@ def model_reasons(model: "NeuralCA", tensors: bool = True) -> list[str]:
 def object_reasons(model: "NeuralCA") -> list[str]:
     """List in what `model` differs from a new object of its class, beside its weights.
 
-    That is what its files could not tell.
+    Its files cannot describe that.
 
     Args:
         model: the model.

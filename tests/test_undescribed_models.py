@@ -1,4 +1,4 @@
-"""Models that a checkpoint could not describe: refused before anything is computed or written."""
+"""Models that a checkpoint cannot describe: refused before anything is computed or written."""
 
 import os
 

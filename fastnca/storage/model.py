@@ -72,8 +72,8 @@ def describe_model(model: "NeuralCA", path: Path = Path("the model")) -> Header:
     Raises:
         FileFormatError: its tensors have no place in the files.
         TypeError: it is no NeuralCA, or its metadata is not JSON-serialisable.
-        ValueError: the files could not tell what the model computes, or its sizes or its dtype
-            have no place in them.
+        ValueError: the files cannot describe the model, or its sizes or its dtype have no place
+            in them.
     """
     from fastnca import __version__
     from fastnca.module import NeuralCA
@@ -82,8 +82,8 @@ def describe_model(model: "NeuralCA", path: Path = Path("the model")) -> Header:
         raise TypeError(f"only a fastnca.NeuralCA can be saved, got a {_name(type(model))}")
     if reasons := object_reasons(model):
         raise ValueError(
-            f"the files of a model could not tell what this one computes: {'; '.join(reasons)}. "
-            "Save its weights with torch.save(model.state_dict(), path)"
+            f"config.json cannot describe this model: {'; '.join(reasons)}. Save its weights with "
+            "torch.save(model.state_dict(), path)"
         )
     weight = model.update_net[0].weight
     header = {

@@ -53,7 +53,7 @@ def describe(trainer: "PoolTrainer") -> Header:
     """Return the facts that must be equal on both sides of a resume.
 
     Raises:
-        TypeError, ValueError: a checkpoint could not tell what the model computes.
+        TypeError, ValueError: a checkpoint cannot describe the model.
     """
     return {
         "class": describe_model(trainer.model).get("class"),
