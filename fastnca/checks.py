@@ -63,7 +63,7 @@ def check_rollout(state: Tensor, parameters: Parameters) -> None:
     """Check that a state and parameters fit each other, for arithmetic on their memory.
 
     Args:
-        state: must be `[B, C, H, W]` float32 or float64, of at least 4 channels.
+        state: must be `[B, C, H, W]` float32 or float64, of at least 4 channels and one cell.
         parameters: must be `[hidden, 3*C, 1, 1]`, `[hidden]`, `[C, hidden, 1, 1]`, `[C]`, of the
             state's dtype and device.
 
@@ -76,6 +76,8 @@ def check_rollout(state: Tensor, parameters: Parameters) -> None:
             f"state must be [batch, at least {ALPHA + 1} channels, height, width], got "
             f"{list(state.shape)}"
         )
+    if state.numel() == 0:
+        raise ValueError(f"state must have at least one cell, got {list(state.shape)}")
     if state.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"state must be float32 or float64, got {state.dtype}")
     channels = state.shape[1]

@@ -289,7 +289,8 @@ def test_fused_rollout(count, steps):
             )
         )
         if isinstance(found, torch.Tensor):
-            assert [a.shape for a in wrong] == [a.shape for a in right]
+            assert wrong[0].shape[1] == CHANNELS
+            assert [a.shape for a in wrong[1:]] == [a.shape for a in right[1:]]
             assert all(a.dtype == torch.float32 for a in wrong)
             model = reference.NeuralCA(CHANNELS, 16)
             given = dict(zip(PARAMETERS, wrong[1:], strict=True))

@@ -233,8 +233,6 @@ def _check(state: Tensor, parameters: Parameters, updates: Updates) -> None:
     """Refuse what the compiled functions cannot read; see `forward`."""
     check_rollout(state, parameters)
     batch, _, height, width = state.shape
-    if state.numel() == 0:
-        raise ValueError(f"the cpp backend needs at least one cell, got {list(state.shape)}")
     if state.device.type != "cpu":
         raise ValueError(f"the cpp backend runs on a CPU, and the state is on {state.device}")
     if (height + 2) * (width + 2) > _MOST_CELLS:
