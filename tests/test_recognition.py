@@ -7,7 +7,7 @@ made to a reference and to our model, and their states must be equal.
 import pytest
 import torch
 
-from fastnca import BackendError, NeuralCA, reference
+from fastnca import BackendError, FileFormatError, NeuralCA, reference
 from fastnca.recognition import model_reasons, overridden
 from fastnca.support import choose_backend
 from tests.changes import CHANGES, HARMLESS, changed, make
@@ -120,3 +120,29 @@ def test_functional_call_is_computed_with_the_parameters_it_is_given():
     for state in (STATE, torch.rand(1, 8, 60, 50)):  # below and above the fewest active cells
         found = torch.func.functional_call(model.eval(), weights, (state,))
         torch.testing.assert_close(found, other.eval()(state), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_saved_model_loads_as_the_same_or_is_refused(name, tmp_path):
+    model, context = changed(NeuralCA, name)
+    with context:
+        try:
+            model.save(tmp_path / "model")
+        except (TypeError, ValueError):
+            assert name not in HARMLESS or name.startswith("a buffer")
+            assert not (tmp_path / "model").exists()
+            return
+        loaded = type(model).load(tmp_path / "model")
+        assert torch.equal(loaded.eval()(STATE), model.eval()(STATE))
+
+
+def test_a_class_that_overrides_the_step_loads_as_itself_only(tmp_path):
+    class Half(NeuralCA):
+        def get_alive_mask(self, state, threshold=0.5):
+            return super().get_alive_mask(state, threshold)
+
+    model = make(Half)
+    model.save(tmp_path)
+    assert torch.equal(Half.load(tmp_path).eval()(STATE), model.eval()(STATE))
+    with pytest.raises(FileFormatError, match=r"class .*Half, which overrides the step"):
+        NeuralCA.load(tmp_path)
