@@ -68,6 +68,11 @@ def get_visible_state(state: Tensor) -> Tensor:
     return torch.where(inside, rgba, rgba.detach().clamp(0, 1))
 
 
+def lives(states: Tensor) -> Tensor:
+    """Tell which of `states` `[B, C, H, W]` have a living cell: `[B]` bool."""
+    return (states[:, ALPHA] > ALIVE_THRESHOLD).flatten(1).any(1)
+
+
 def rectangle(height: int, width: int, box: tuple[int, int, int, int]) -> Tensor:
     """Mark the cells of a rectangle.
 
@@ -91,6 +96,12 @@ def rectangle(height: int, width: int, box: tuple[int, int, int, int]) -> Tensor
             f"{height}x{width} grid"
         )
     return inside
+
+
+def middle_square(size: int) -> tuple[int, int, int, int]:
+    """Return the box of the tutorial's damage, 20 to 43 of 64 cells, on a grid of any size."""
+    low, high = size * 20 // 64, max(size * 44 // 64, size * 20 // 64 + 1)
+    return low, low, high, high
 
 
 def disc(

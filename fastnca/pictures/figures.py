@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastnca.life import game_of_life_step
 from fastnca.pictures.render import rollout_states, seed_of, to_pixels
-from fastnca.states import rectangle
+from fastnca.states import middle_square, rectangle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,8 +70,7 @@ def visualize_regeneration(
         A figure with two rows.
     """
     if damage is None:
-        low, high = size * 20 // 64, max(size * 44 // 64, size * 20 // 64 + 1)
-        damage = rectangle(size, size, (low, low, high, high))
+        damage = rectangle(size, size, middle_square(size))
     *_, grown = rollout_states(model, seed_of(model, size), grow_steps, mask_seed=mask_seed)
     damaged = grown.masked_fill(damage.to(grown.device), 0.0)
     moments = _moments(regen_steps, 5)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastnca.module import NeuralCA
-from fastnca.states import ALIVE_THRESHOLD, ALPHA, disc, get_visible_state, rectangle
+from fastnca.states import ALIVE_THRESHOLD, ALPHA, disc, get_visible_state, middle_square, rectangle
 
 EXPLODED = 100.0
 """A state with a larger value, or with one that is not a number, counts as exploded."""
@@ -134,8 +134,7 @@ def measure_recovery(
 
 def _damages(size: int) -> Iterator[tuple[str, Tensor]]:
     """Yield name and cells, `[S, S]` bool, of every damage."""
-    low, high = size * 20 // 64, max(size * 44 // 64, size * 20 // 64 + 1)
-    yield "square in the middle", rectangle(size, size, (low, low, high, high))
+    yield "square in the middle", rectangle(size, size, middle_square(size))
     yield "left half", rectangle(size, size, (0, 0, size, max(1, size // 2)))
     yield "lower half", rectangle(size, size, (size // 2, 0, size, size))
     center, radius = torch.tensor([[-0.3, 0.3]]), torch.tensor([0.35])
