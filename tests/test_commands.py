@@ -21,17 +21,18 @@ from fastnca.commands.parser import main
 from tests import tutorial
 from tests.helpers import CPU_DEFAULT, excite
 
-QUICK = [
+DEFAULT = [
     *("--size", "12", "--hidden", "6", "--iterations", "3"),
     *("--pool-size", "4", "--batch-size", "2", "--min-steps", "3", "--max-steps", "5"),
 ]
+QUICK = [*DEFAULT, "--preset", "tutorial"]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished run."""
     out = tmp_path_factory.mktemp("runs") / "circle"
-    assert main(["train", *QUICK, "--out", str(out)]) == 0
+    assert main(["train", *DEFAULT, "--out", str(out)]) == 0
     return out
 
 
@@ -63,6 +64,7 @@ def test_train_leaves_model_metrics_and_pictures(run):
     assert (run / "latest").read_text() == "ckpt-00000003\n"
     assert sorted(os.listdir(run / "ckpt-00000003")) == [
         "companion-best-weights.safetensors",
+        "companion-recovery.safetensors",
         "config.json",
         "manifest.json",
         "model.safetensors",
@@ -93,7 +95,7 @@ def test_train_says_what_it_does(tmp_path, capsys):
 
 
 def test_train_is_reproducible(run, tmp_path):
-    assert main(["train", *QUICK, "--out", str(tmp_path)]) == 0
+    assert main(["train", *DEFAULT, "--out", str(tmp_path)]) == 0
     assert (tmp_path / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
 
 
@@ -175,10 +177,10 @@ def test_divergence_saves_the_model_and_exits_3(tmp_path, capsys):
 
 def test_a_model_that_does_not_grow_is_saved_and_exits_3(tmp_path, capsys):
     out = tmp_path / "r"
-    assert main(["train", *QUICK, "--learning-rate", "3", "--out", str(out)]) == 3
+    assert main(["train", *QUICK, "--learning-rate", "30", "--out", str(out)]) == 3
     said = capsys.readouterr()
-    assert "fastnca: the model does not grow: within 320 steps from the seed" in said.err
-    assert "grew best" not in said.out
+    assert "fastnca: the model does not grow: within 480 steps from the seed" in said.err
+    assert "grown from the seed" not in said.out
     last = load_file(out / "ckpt-00000003" / "model.safetensors")
     saved = load_file(out / "model.safetensors")
     assert all(torch.equal(value, saved[name]) for name, value in last.items())
@@ -191,7 +193,7 @@ def test_no_iterations_leave_the_untrained_model(tmp_path, capsys):
     assert main(["train", *QUICK, "--iterations", "0", "--out", str(out)]) == 0
     said = capsys.readouterr()
     assert (said.err, "nan" in said.out, "inf" in said.out) == ("", False, False)
-    assert "grew best after iteration 0" in said.out
+    assert "the average of the weights up to iteration 0" in said.out
     assert not NeuralCA.load(out).update_net[2].weight.any()
 
 

@@ -22,7 +22,8 @@ QUICK = [
 SHORT = ["--iterations", "6"]
 """One look at the average, after the last iteration."""
 
-LONG = ["--iterations", "100", "--milestones", "52", "--decay", "200"]
+LONG = ["--preset", "tutorial", "--seed", "15", *("--iterations", "100", "--milestones", "52")]
+LONG += ["--decay", "200"]
 """Looks after 50 and after 100 iterations, between which a large learning rate spoils it."""
 
 KILLED = """

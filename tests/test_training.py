@@ -19,6 +19,7 @@ from fastnca.training import (
     SamplePool,
     TrainConfig,
     growth_loss,
+    healing_loss,
 )
 from fastnca.training.damage import cut_discs, draw_discs
 from tests.helpers import excite
@@ -182,7 +183,7 @@ def spoil_gradient(each):
 @pytest.mark.parametrize("spoil", [spoil_weights, spoil_pool, spoil_gradient])
 @pytest.mark.parametrize("preset", ["tutorial", "persistent"])
 def test_numbers_that_are_not_finite_are_skipped_then_stop_training(spoil, preset):
-    each = trainer(preset=preset, iterations=30)
+    each = trainer(preset=preset, iterations=30, repairs=0)
     for _ in range(3):
         assert not each.step().skipped
     good = {name: value.clone() for name, value in each.good_weights.items()}
@@ -333,17 +334,39 @@ def test_best_weights_are_averages_with_the_lowest_growth_loss():
         torch.testing.assert_close(value, seen[number][1][name])
 
 
-def test_growth_loss_compares_a_rollout_from_the_seed():
+def test_growth_and_healing_loss_compare_rollouts_from_the_seed():
     each = trainer()
     excite(each.model, 0.02)
-    losses = []
+    seeds = create_seed(12, batch=2)
+    square = torch.zeros(12, 12, dtype=torch.bool)
+    square[3:8, 3:8] = True  # 20 to 43 of 64 cells
+
+    def loss(state):
+        target = each.target.expand(2, -1, -1, -1)
+        return float(F.mse_loss(get_visible_state(state), target))
+
     with torch.no_grad():
-        for steps in (80, 160, 240, 320):
-            state = each.model.run_steps(create_seed(12), steps, seed=0)
-            losses.append(float(F.mse_loss(get_visible_state(state), each.target)))
+        grown = [each.model.run_steps(seeds, steps, seed=0) for steps in (96, 192, 288, 480)]
+        damaged = grown[1].masked_fill(square, 0.0)
+        healed = each.model.run_steps(damaged, 200, seed=0, first_step=192)
     before = torch.get_rng_state()
-    assert growth_loss(each.model, each) == pytest.approx(sum(losses) / 4, rel=1e-5)
+    expected = sum(map(loss, grown)) / 4
+    assert growth_loss(each.model, each) == pytest.approx(expected, rel=1e-5)
+    assert healing_loss(each.model, each) == pytest.approx(loss(healed), rel=1e-5)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("damage", [0, 1])
+def test_best_weights_heal_where_the_recipe_trains_for_it(damage):
+    each = trainer(preset="persistent", damage=damage, iterations=4)
+    best = BestWeights(each, every=2)
+    each.fit(progress=False, on_step=best)
+    model = NeuralCA(each.model.num_channels, each.model.hidden_dim).train()
+    model.load_state_dict(best.weights)
+    growth, healing = growth_loss(model, each), healing_loss(model, each)
+    assert growth != healing
+    expected = (growth + healing) / 2 if damage else growth
+    assert best.loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_pool_samples_and_commits():

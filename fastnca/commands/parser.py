@@ -1,10 +1,13 @@
 """Arguments of the command line, and its errors: one sentence, and an exit code.
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong arguments, 3 training diverged, or its model
-does not grow, 4 out of memory, 130 Ctrl-C, 143 SIGTERM.
+does not grow, 4 out of memory, 5 the seed died or states exploded and repairs did not help, 130
+Ctrl-C, 143 SIGTERM.
 """
 
 import argparse
+import inspect
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import Field, fields
@@ -85,7 +88,7 @@ def _build_parser() -> argparse.ArgumentParser:
 def _add_train(parser: argparse.ArgumentParser) -> None:
     from fastnca.commands.train import train
     from fastnca.targets import TARGETS
-    from fastnca.training import PRESETS, TrainConfig
+    from fastnca.training import DEFAULT_PRESET, PRESETS, TrainConfig
 
     names = ", ".join(TARGETS)
     parser.set_defaults(run=train)
@@ -126,24 +129,53 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="several processes: how long one waits for another that no longer answers (600)",
     )
     _add_backend(parser)
-    recipe = parser.add_argument_group("recipe", "each option changes one thing in the preset")
-    recipe.add_argument("--preset", choices=list(PRESETS), default="tutorial")
+    recipe = parser.add_argument_group(
+        "recipe",
+        f"Each option changes one thing in the preset; in brackets what {DEFAULT_PRESET} has.",
+    )
+    recipe.add_argument(
+        "--preset",
+        choices=list(PRESETS),
+        default=DEFAULT_PRESET,
+        help=f"{DEFAULT_PRESET}: grows and heals, in a minute or two on two CPU cores; tutorial: "
+        "the tutorial's; growing, persistent, regenerating: the experiments of Distill's article",
+    )
+    phrases = option_phrases()
     for option in fields(TrainConfig):
-        _add_option(recipe, option)
+        _add_option(recipe, option, phrases.get(option.name, ""))
 
 
-def _add_option(group: "argparse._ArgumentGroup", option: "Field[Any]") -> None:
+def option_phrases() -> dict[str, str]:
+    """Return what the docstring of `TrainConfig` says of each option; nothing with `python -OO`."""
+    from fastnca.training import TrainConfig
+
+    text = (inspect.getdoc(TrainConfig) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)
+    return {name: " ".join(phrase.split()).rstrip(".") for name, phrase in entries}
+
+
+def _add_option(group: "argparse._ArgumentGroup", option: "Field[Any]", phrase: str) -> None:
     """Add the flag of one field of `TrainConfig`; without it the preset decides."""
+    from fastnca.training import DEFAULT_PRESET, TrainConfig
+
+    default = getattr(TrainConfig.preset(DEFAULT_PRESET), option.name)
+    if option.name == "seed":
+        default = 0
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
+    text = f"{phrase} ({shown or 'none'})".replace("%", "%%").replace("`", "")
     flag = "--" + option.name.replace("_", "-")
     if option.name == "seed":
-        group.add_argument(flag, type=int, default=15, help="fixes every random choice (15)")
+        group.add_argument(flag, type=int, default=0, metavar="N", help=text)
     elif isinstance(option.default, bool):
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
+        switch = argparse.BooleanOptionalAction
+        group.add_argument(flag, action=switch, default=None, help=text)
     elif isinstance(option.default, tuple):
-        group.add_argument(flag, type=_count, nargs="*", metavar="N")
+        kind, name = (type(option.default[0]), "X") if option.default else (_count, "N")
+        group.add_argument(flag, type=kind, nargs="*", metavar=name, help=text)
     else:
         kind = type(option.default)
-        group.add_argument(flag, type=kind, metavar={int: "N", float: "X", str: "NAME"}[kind])
+        name = {int: "N", float: "X", str: "NAME"}[kind]
+        group.add_argument(flag, type=kind, metavar=name, help=text)
 
 
 def _add_grow(parser: argparse.ArgumentParser) -> None:
@@ -156,13 +188,14 @@ def _add_grow(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_regenerate(parser: argparse.ArgumentParser) -> None:
-    from fastnca.commands.show import GROW_STEPS, REGROW_STEPS, regenerate
+    from fastnca.commands.show import regenerate
+    from fastnca.training.best import DAMAGE_STEPS, HEALING_STEPS
 
     parser.set_defaults(run=regenerate)
     _add_model(parser)
-    before, after = f"steps before the damage ({GROW_STEPS})", f"steps after it ({REGROW_STEPS})"
-    parser.add_argument("--grow-steps", type=_count, default=GROW_STEPS, help=before)
-    parser.add_argument("--steps", type=_count, default=REGROW_STEPS, help=after)
+    before, after = f"steps before the damage ({DAMAGE_STEPS})", f"steps after it ({HEALING_STEPS})"
+    parser.add_argument("--grow-steps", type=_count, default=DAMAGE_STEPS, help=before)
+    parser.add_argument("--steps", type=_count, default=HEALING_STEPS, help=after)
     parser.add_argument("--damage", choices=("rectangle", "disc"), default="rectangle")
     box = ("TOP", "LEFT", "BOTTOM", "RIGHT")
     parser.add_argument("--box", type=int, nargs=4, metavar=box, help="of the rectangle, in cells")

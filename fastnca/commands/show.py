@@ -21,16 +21,13 @@ from fastnca.pictures import (
     visualize_regeneration,
 )
 from fastnca.pictures.render import Pixels, seed_of
-from fastnca.states import disc, rectangle
+from fastnca.states import disc, middle_square, rectangle
 from fastnca.storage.atomic import write_atomically
 
 GIF_EVERY = 4  # steps from frame to frame
 GROW_STEPS = 480
-"""Steps of a rollout in pictures: six times as many as in training, so that it shows what a pattern
+"""Steps of a rollout in pictures: many more than in training, so that it shows what a pattern
 becomes and whether it stays that."""
-
-REGROW_STEPS = 160
-"""Steps after the damage in pictures."""
 
 LIFE_PATTERNS = {
     "glider": (".#.", "..#", "###"),
@@ -69,7 +66,7 @@ def regenerate(arguments: Namespace) -> int:
             figure = visualize_regeneration(model, size, *steps, damage=damage, mask_seed=masks)
             save_figure(figure, path)
         else:
-            write_atomically(path, _regeneration_gif(model, size, steps, damage, masks))
+            write_atomically(path, regeneration_gif(model, size, steps, damage, masks))
         print(path)
     return 0
 
@@ -94,7 +91,7 @@ def growth_gif(model: NeuralCA, size: int, steps: int, mask_seed: int | None) ->
     return encode_gif(_frames(states))
 
 
-def _regeneration_gif(
+def regeneration_gif(
     model: NeuralCA, size: int, steps: tuple[int, int], damage: Tensor, mask_seed: int | None
 ) -> bytes:
     """Encode the growth of a model, the damage, and its recovery."""
@@ -144,8 +141,7 @@ def _damage(arguments: Namespace, size: int) -> Tensor:
     """Return the damaged cells, `[size, size]` bool."""
     _refuse_others(arguments)
     if arguments.damage == "rectangle":
-        low, high = size * 20 // 64, max(size * 44 // 64, size * 20 // 64 + 1)
-        top, left, bottom, right = arguments.box or (low, low, high, high)
+        top, left, bottom, right = arguments.box or middle_square(size)
         return rectangle(size, size, (top, left, bottom, right))
     y, x = arguments.center or (size / 2, size / 2)
     unit = max(size - 1, 1) / 2  # cells per half-width

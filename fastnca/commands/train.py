@@ -16,7 +16,8 @@ from fastnca import __version__
 from fastnca.backends import BackendError
 from fastnca.commands.config_file import write_config
 from fastnca.commands.output import save_figure
-from fastnca.commands.show import GROW_STEPS, MASK_SEED, REGROW_STEPS, growth_gif
+from fastnca.commands.show import GROW_STEPS, MASK_SEED, regeneration_gif
+from fastnca.commands.summary import describe_quality
 from fastnca.commands.target import make_target
 from fastnca.commands.watch import (
     Watch,
@@ -27,12 +28,14 @@ from fastnca.commands.watch import (
 )
 from fastnca.module import NeuralCA
 from fastnca.pictures import plot_loss, visualize_growth, visualize_regeneration
+from fastnca.states import middle_square, rectangle
 from fastnca.storage.atomic import write_atomically
 from fastnca.storage.checkpoints import list_checkpoints
 from fastnca.storage.model import describe_model
 from fastnca.support import choose_backend
 from fastnca.training import (
     BestWeights,
+    CollapsedError,
     DivergedError,
     MemoryLimitError,
     PoolTrainer,
@@ -41,17 +44,18 @@ from fastnca.training import (
     StopNow,
     TrainConfig,
 )
-from fastnca.training.best import GROWTH_STEPS
+from fastnca.training.best import DAMAGE_STEPS, GROWTH_STEPS, HEALING_STEPS
 from fastnca.training.processes import open_address
 from fastnca.training.run import Resumed
 
 DIVERGED = 3
 OUT_OF_MEMORY = 4
+COLLAPSED = 5
 _OWN_FILES = ("config.json", "metrics.csv")
 
 
 def train(arguments: Namespace) -> int:
-    """Train, save, draw. Interrupted or diverged runs save what they have, too.
+    """Train, save, draw. Interrupted, diverged and collapsed runs save what they have, too.
 
     The model that is saved is the one that grew best (`BestWeights`); the checkpoints that
     `--resume` continues from lie beside it.
@@ -99,12 +103,12 @@ def _fit(
     try:
         trainer.fit(metrics=out / "metrics.csv", on_step=watch, run=run)
         trainer.leave()
-    except DivergedError as error:
+    except (CollapsedError, DivergedError) as error:
         trainer.leave()
         if first:
             _save(trainer, best, arguments, out)
             print(f"fastnca: {error}\nThe model is saved in {out}", file=sys.stderr)
-        return DIVERGED
+        return DIVERGED if isinstance(error, DivergedError) else COLLAPSED
     except StopNow:
         if first:
             print(f"\nstopped at once; the last checkpoint is {_last(out)}")
@@ -148,10 +152,7 @@ def _fit(
     )
     grows = math.isfinite(best.loss)
     if grows:
-        print(
-            f"the model grew best after iteration {best.iteration}: loss {best.loss:.4f} from the "
-            "seed"
-        )
+        print(describe_quality(trainer, best))
     print(
         f"model and pictures are in {out}: growth.png, growth.gif, regeneration.png, loss.png, "
         "pool.png"
@@ -267,7 +268,10 @@ def _draw(trainer: PoolTrainer, out: Path) -> None:
     save_figure(plot_loss(trainer.losses), out / "loss.png")
     figure = visualize_growth(model, size, GROW_STEPS, mask_seed=MASK_SEED)
     save_figure(figure, out / "growth.png")
-    figure = visualize_regeneration(model, size, GROW_STEPS, REGROW_STEPS, mask_seed=MASK_SEED)
+    steps = DAMAGE_STEPS, HEALING_STEPS
+    damage = rectangle(size, size, middle_square(size))
+    figure = visualize_regeneration(model, size, *steps, damage=damage, mask_seed=MASK_SEED)
     save_figure(figure, out / "regeneration.png")
     write_atomically(out / "pool.png", draw_pool(trainer))
-    write_atomically(out / "growth.gif", growth_gif(model, size, GROW_STEPS, MASK_SEED))
+    animation = regeneration_gif(model, size, steps, damage, MASK_SEED)
+    write_atomically(out / "growth.gif", animation)

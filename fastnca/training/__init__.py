@@ -2,6 +2,7 @@
 
 config.py      TrainConfig and the presets
 memory.py      what a run needs, and whether it is there
+schedule.py    the learning rate
 draw.py        every random choice of an iteration
 pool.py        SamplePool: states on the device
 host_pool.py   HostPool: states in host memory, read ahead
@@ -18,29 +19,32 @@ processes.py   the processes that train together
 run.py         RunDirectory: checkpoints, one trainer at a time
 checkpoint.py  what a checkpoint holds
 log.py         metrics.csv and the progress bar
-standstill.py  a warning when nothing is learned
+doctor.py      what is going wrong
+recovery.py    warn, go back to good weights, or stop
 interrupt.py   finish the iteration on Ctrl-C and SIGTERM
 companions.py  what a checkpoint holds beside the trainer
 best.py        the weights that grow best
 tutorial.py    train_nca
 """
 
-from fastnca.training.best import BestWeights, growth_loss
+from fastnca.training.best import BestWeights, growth_loss, healing_loss
 from fastnca.training.companions import Companion
-from fastnca.training.config import PRESETS, TrainConfig
+from fastnca.training.config import DEFAULT_PRESET, PRESETS, TrainConfig
 from fastnca.training.interrupt import StopNow
 from fastnca.training.memory import MemoryLimitError
 from fastnca.training.pool import SamplePool
 from fastnca.training.processes import Processes
 from fastnca.training.run import CheckpointError, RunDirectory
-from fastnca.training.step import DivergedError, StepResult
+from fastnca.training.step import CollapsedError, DivergedError, StepResult
 from fastnca.training.trainer import PoolTrainer
 from fastnca.training.tutorial import train_nca
 
 __all__ = [
+    "DEFAULT_PRESET",
     "PRESETS",
     "BestWeights",
     "CheckpointError",
+    "CollapsedError",
     "Companion",
     "DivergedError",
     "MemoryLimitError",
@@ -52,5 +56,6 @@ __all__ = [
     "StopNow",
     "TrainConfig",
     "growth_loss",
+    "healing_loss",
     "train_nca",
 ]

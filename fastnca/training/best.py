@@ -9,16 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnca.module import NeuralCA
-from fastnca.states import get_visible_state
+from fastnca.states import get_visible_state, middle_square, rectangle
 from fastnca.training.checkpoint import NOT_FINITE, part
 from fastnca.training.step import StepResult
 from fastnca.training.trainer import PoolTrainer
 from fastnca.training.update import copy_weights
 
-GROWTH_STEPS = (80, 160, 240, 320)
-"""Steps from the seed after which a model's growth is compared with the target: a pattern that
-grows up to the target and on through it is not one that became it."""
+GROWTH_STEPS = (96, 192, 288, 480)
+"""Steps from the seed after which a state is compared with the target."""
 
+DAMAGE_STEPS = 192
+"""Steps from the seed before the damage."""
+
+HEALING_STEPS = 200
+"""Steps after the damage before a state is compared with the target."""
+
+_ROLLOUTS = 2
 _MASK_SEED = 0
 
 
@@ -33,27 +39,61 @@ def growth_loss(model: NeuralCA, trainer: PoolTrainer) -> float:
         trainer: whose seed state, target and update rate are used.
 
     Returns:
-        Mean squared error of clamped RGBA, averaged over `GROWTH_STEPS`; always with the same
-        masks.
+        Mean squared error of clamped RGBA, averaged over `GROWTH_STEPS` and two rollouts; always
+        with the same masks.
     """
-    state, losses, done = trainer.seed_state, [], 0
-    rate = trainer.config.update_rate
-    with torch.no_grad():
-        for steps in GROWTH_STEPS:
-            state = model.run_steps(state, steps - done, rate, seed=_MASK_SEED, first_step=done)
-            losses.append(float(F.mse_loss(get_visible_state(state), trainer.target)))
-            done = steps
-    return sum(losses) / len(losses)
+    return _judge(model, trainer, damage=False)[0]
+
+
+def healing_loss(model: NeuralCA, trainer: PoolTrainer) -> float:
+    """Grow from the seed, set the tutorial's square to zero, heal, and compare with the target.
+
+    Args:
+        model: the model to look at, in training mode; it is not changed.
+        trainer: as in `growth_loss`.
+
+    Returns:
+        Mean squared error of clamped RGBA, `HEALING_STEPS` steps after damage that comes
+        `DAMAGE_STEPS` steps from the seed; the mean of two rollouts, always with the same masks.
+    """
+    return _judge(model, trainer, damage=True)[1]
+
+
+@torch.no_grad()
+def _judge(model: NeuralCA, trainer: PoolTrainer, damage: bool) -> tuple[float, float]:
+    """Return growth loss and, with `damage`, healing loss; NaN without."""
+    state, losses, done = trainer.seed_state.repeat(_ROLLOUTS, 1, 1, 1), [], 0
+    target, healing = trainer.target.expand(_ROLLOUTS, -1, -1, -1), math.nan
+    size = target.shape[-1]
+
+    def grow(state: Tensor, steps: int, done: int) -> Tensor:
+        rate = trainer.config.update_rate
+        return model.run_steps(state, steps, rate, seed=_MASK_SEED, first_step=done)
+
+    def loss(state: Tensor) -> float:
+        return float(F.mse_loss(get_visible_state(state), target))
+
+    for steps in GROWTH_STEPS:
+        state = grow(state, steps - done, done)
+        losses.append(loss(state))
+        done = steps
+        if damage and steps == DAMAGE_STEPS:
+            square = rectangle(size, size, middle_square(size)).to(state.device)
+            healing = loss(grow(state.masked_fill(square, 0.0), HEALING_STEPS, steps))
+    return sum(losses) / len(losses), healing
 
 
 class BestWeights:
-    """Averaged weights with the lowest growth loss; pass it to `PoolTrainer.fit` as `on_step`.
+    """Averaged weights that grow best; pass it to `PoolTrainer.fit` as `on_step`.
 
     The weights of single iterations jump about the ones that grow well; their exponential moving
     average does not. From here on it takes in the weights of every iteration as the trainer starts
-    them, and nobody waits for a GPU. It is compared with the target from time to time in the
-    second half of a run. Checkpoints hold average and best weights, so that a resumed run goes on
-    with them; it does not matter whether this object is made before or after `resume`.
+    them, and nobody waits for a GPU. It is looked at from time to time in the second half of a
+    run: best is the lowest `growth_loss`, or the lowest mean of it and `healing_loss` where the
+    recipe trains for damage. When the trainer goes back to earlier weights, so does the average.
+
+    Checkpoints hold average and best weights, so that a resumed run goes on with them; it does not
+    matter whether this object is made before or after `resume`.
 
     Args:
         trainer: the run to watch.
@@ -63,7 +103,7 @@ class BestWeights:
 
     Attributes:
         average: the averaged model.
-        loss: the lowest growth loss, infinite before the first look.
+        loss: the lowest loss, as above; infinite before the first look.
         iteration: when it was reached.
         weights: the averaged `state_dict` then.
     """
@@ -77,6 +117,7 @@ class BestWeights:
         self.average = copy.deepcopy(trainer.model).train()
         self.restart()
         trainer.after_start.append(self._add)
+        trainer.after_repair.append(self._go_back)
         trainer.companions.add("best-weights", self, trainer.iteration)
 
     def restart(self) -> None:
@@ -99,7 +140,10 @@ class BestWeights:
             due: the iteration after which this look was due. A resumed run forgets looks that a
                 run with its number of iterations does not take; 0 is never forgotten.
         """
-        loss = growth_loss(self.average, self._trainer)
+        damage = self._trainer.config.damage > 0
+        loss, healing = _judge(self.average, self._trainer, damage)
+        if damage:
+            loss = (loss + healing) / 2
         if loss < self.loss:
             self.loss, self.iteration, self._due = loss, self._trainer.iteration, due
             self.weights = copy_weights(self.average)
@@ -126,6 +170,10 @@ class BestWeights:
         device = self._count.device
         self.weights = {name: value.to(device) for name, value in part(state, "weights").items()}
         self.average.load_state_dict(part(state, "average"))
+
+    def _go_back(self) -> None:
+        """Forget the weights that training went wrong with."""
+        self.average.load_state_dict(self._trainer.copy_weights())
 
     def _is_due(self, iteration: int) -> bool:
         """Tell whether a look is due after `iteration`."""

@@ -21,6 +21,7 @@ from fastnca.storage.bundle import (
 from fastnca.storage.checkpoints import MANIFEST
 from fastnca.storage.model import MODEL_FORMAT, describe_model, model_shapes
 from fastnca.storage.tensors import read_rows
+from fastnca.training.config import TrainConfig
 from fastnca.training.processes import cut
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ FREE_OPTIONS = (
     "pool_memory",
     "checkpoint_every",
 )
-"""Options that may differ between save and resume: they change no number of the run."""
+"""Options that may differ between save and resume: they change no number of the run, but for
+`iterations` with schedule="cosine", which changes the learning rate from there on."""
 
 
 def shard_name(rank: int, size: int) -> str:
@@ -149,6 +151,7 @@ def check_same(trainer: "PoolTrainer", path: Path, header: Header) -> None:
     saved = header.get("config")
     if not isinstance(saved, dict):
         raise FileFormatError(path / MANIFEST, "field 'config' must be an object")
+    saved = {**TrainConfig().to_dict(), **saved}  # options that are younger than the checkpoint
     for name, value in json.loads(json.dumps(trainer.config.to_dict())).items():
         if name not in FREE_OPTIONS and saved.get(name) != value:
             raise ValueError(

@@ -16,8 +16,18 @@ class TrainConfig:
         pool_size: states kept between iterations, shared out among the processes.
         batch_size: states per iteration and process.
         learning_rate: of Adam.
+        betas: of Adam, each in [0, 1).
+        warm_up: iterations over which the learning rate rises linearly to its value.
+        schedule: how it falls: "milestones" multiplies it by `decay` at each of them, "cosine"
+            takes it to `decay` times its value at the last iteration.
+        milestones: iterations at which the learning rate is multiplied by `decay`.
+        decay: see `schedule`.
         min_steps: fewest steps of a rollout.
         max_steps: exclusive upper limit of the steps of a rollout.
+        ramp: iterations over which the steps of a rollout grow, from `ramp_from` times what is
+            drawn to all of it. A pattern that is looked at early learns to stop growing by itself
+            instead of at the edge of the grid.
+        ramp_from: see `ramp`, in (0, 1].
         update_rate: probability in [0, 1] that a cell updates in a step.
         use_pool: False starts every rollout from the seed (Distill's "growing" experiment).
         replacement: True draws a batch with replacement, so a state may occur twice.
@@ -25,17 +35,23 @@ class TrainConfig:
             back to the pool; "before", the worst of the drawn states before the rollout; "none".
         damage: number of drawn states with the lowest loss that lose a random disc before the
             rollout.
+        damage_start: iterations before the first damage.
         clamp_loss: True compares RGBA clamped to [0, 1] with the target, False as it is.
+        outside: weight of a penalty on alpha above 0 where the target is empty, its mean over the
+            grid.
+        overflow: weight of a penalty on hidden channels outside of [-1, 1] and RGBA outside of
+            [0, 1], the mean of how far they are.
         gradient: "clip" limits the norm of all gradients to `clip_norm`, "normalize" divides
             each tensor's gradient by its own norm, "none" leaves them.
         clip_norm: limit for "clip".
-        milestones: iterations at which the learning rate is multiplied by `decay`.
-        decay: see `milestones`.
         fill_hidden: True seeds alpha and all hidden channels with 1, as Distill does.
         seed: fixes sampling, step counts, masks and damage; None draws from torch's default
             generator.
         max_skips: iterations in a row without a finite loss and gradient after which training
             stops.
+        repairs: how often a run whose seed dies, whose states explode, whose gradients vanish or
+            whose loss rises goes back to its last good weights, with half the learning rate,
+            before it stops; 0 warns only.
         log_interval: iterations between two flushes of the metrics file; on a GPU, also between
             two looks at losses.
         half_pool: True keeps the pool in float16, at half the memory.
@@ -57,21 +73,30 @@ class TrainConfig:
     pool_size: int = 256
     batch_size: int = 4
     learning_rate: float = 2e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    warm_up: int = 0
+    schedule: str = "milestones"
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
     min_steps: int = 64
     max_steps: int = 96
+    ramp: int = 0
+    ramp_from: float = 0.4
     update_rate: float = 0.5
     use_pool: bool = True
     replacement: bool = True
     reseed: str = "after"
     damage: int = 0
+    damage_start: int = 0
     clamp_loss: bool = True
+    outside: float = 0.0
+    overflow: float = 0.0
     gradient: str = "clip"
     clip_norm: float = 1.0
-    milestones: tuple[int, ...] = ()
-    decay: float = 0.1
     fill_hidden: bool = False
     seed: int | None = None
     max_skips: int = 10
+    repairs: int = 0
     log_interval: int = 10
     half_pool: bool = False
     pool_memory: str = "auto"
@@ -83,7 +108,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             _check_int(name, getattr(self, name), least)
-        for name in ("learning_rate", "clip_norm", "decay"):
+        for name in ("learning_rate", "clip_norm", "decay", "ramp_from"):
             _check_positive(name, getattr(self, name))
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
@@ -99,12 +124,28 @@ class TrainConfig:
                 f"max_steps is exclusive and must be above min_steps, got {self.min_steps} and "
                 f"{self.max_steps}"
             )
+        for name in ("outside", "overflow"):
+            if getattr(self, name) != 0:
+                _check_positive(name, getattr(self, name))
+        if self.ramp_from > 1:
+            raise ValueError(f"ramp_from must be at most 1, got {self.ramp_from}")
+        self._check_betas()
         object.__setattr__(self, "milestones", tuple(self.milestones))
         for milestone in self.milestones:
             _check_int("milestones", milestone, 0)
         if self.seed is not None:
             check_seed(self.seed)
         self._check_batch()
+
+    def _check_betas(self) -> None:
+        """Check Adam's coefficients, and keep them as a tuple."""
+        betas = tuple(self.betas)
+        numbers = (isinstance(b, int | float) and not isinstance(b, bool) for b in betas)
+        if len(betas) != 2 or not all(numbers):
+            raise TypeError(f"betas must be two numbers, got {self.betas!r}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be at least 0 and below 1, got {self.betas}")
+        object.__setattr__(self, "betas", betas)
 
     def _check_batch(self) -> None:
         """Check what batch, pool and recipe demand of each other."""
@@ -151,7 +192,8 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON-serialisable values."""
-        return {**asdict(self), "milestones": list(self.milestones)}
+        lists = {"milestones": list(self.milestones), "betas": list(self.betas)}
+        return {**asdict(self), **lists}
 
 
 _LEAST = {
@@ -160,8 +202,12 @@ _LEAST = {
     "batch_size": 1,
     "min_steps": 1,
     "max_steps": 2,
+    "ramp": 0,
+    "warm_up": 0,
     "damage": 0,
+    "damage_start": 0,
     "max_skips": 1,
+    "repairs": 0,
     "log_interval": 1,
     "micro_batches": 1,
     "checkpoint_every": 1,
@@ -170,6 +216,7 @@ _LEAST = {
 }
 _FLAGS = ("use_pool", "replacement", "clamp_loss", "fill_hidden", "half_pool")
 _CHOICES = {
+    "schedule": ("milestones", "cosine"),
     "reseed": ("after", "before", "none"),
     "gradient": ("clip", "normalize", "none"),
     "pool_memory": ("auto", "device", "host"),
@@ -187,14 +234,39 @@ _DISTILL: dict[str, Any] = {
     "gradient": "normalize",
     "milestones": (2000,),
     "fill_hidden": True,
+    "repairs": 3,
+}
+# Found by measurement: see `python -m bench.recipes` and bench/results/recipes.csv.
+_QUICK: dict[str, Any] = {
+    "iterations": 1200,
+    "pool_size": 64,
+    "learning_rate": 4e-3,
+    "betas": (0.5, 0.5),
+    "schedule": "cosine",
+    "decay": 0.1,
+    "min_steps": 48,
+    "max_steps": 80,
+    "replacement": False,
+    "reseed": "before",
+    "damage": 1,
+    "damage_start": 360,
+    "clamp_loss": False,
+    "gradient": "normalize",
+    "fill_hidden": True,
+    "repairs": 3,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "tutorial": {},
+    "quick": _QUICK,
     "growing": {**_DISTILL, "use_pool": False, "reseed": "none"},
     "persistent": _DISTILL,
     "regenerating": {**_DISTILL, "damage": 3},
 }
-"""Recipes by name: the tutorial's, and the three experiments of the Distill article."""
+"""Recipes by name: the tutorial's, a short one that grows and heals, and the three experiments of
+the Distill article."""
+
+DEFAULT_PRESET = "quick"
+"""Preset of the command line."""
 
 
 def _check_int(name: str, value: object, least: int) -> None:

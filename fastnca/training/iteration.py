@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fastnca.module import NeuralCA
-from fastnca.states import get_visible_state
+from fastnca.states import ALPHA, get_visible_state, lives
 from fastnca.training.config import TrainConfig
 from fastnca.training.damage import cut_discs
 from fastnca.training.draw import Draw
@@ -102,6 +102,7 @@ class Iteration:
         self._pool = pool
         self._update = update
         self._processes = processes
+        self._penalised = bool(config.outside or config.overflow)
         self._rollout: nn.Module = Rollout(model, config)
         if processes.size > 1:
             ids = [target.device] if target.is_cuda else None
@@ -124,10 +125,11 @@ class Iteration:
             stop: whether this process was asked to stop.
 
         Returns:
-            `[5]` on the device, of the model's dtype, float32 if that is a shorter one: number of
+            `[8]` on the device, of the model's dtype, float32 if that is a shorter one: number of
             processes without a finite loss and gradient, mean loss, states that were reseeded
-            because of their values, number of processes that were asked to stop, norm of the
-            gradient.
+            because of their values, number of processes that were asked to stop, states without
+            a living cell after the rollout, states that were the seed before it, those of them
+            without a living cell after it, norm of the gradient.
         """
         return self._compute(draw, learning_rate, stop)
 
@@ -147,7 +149,10 @@ class Iteration:
         bad = ~(loss.isfinite() & norm.isfinite())
         asked = torch.full_like(loss, float(stop))
         dtype = torch.promote_types(loss.dtype, torch.float32)  # no float64: Metal has none
-        parts = bad, loss, (wild & ~bad).sum(), asked
+        dead = ~wild & ~lives(states)
+        seeds = (batch.states[:, ALPHA] == self._seed_state[:, ALPHA]).flatten(1).all(1)
+        counts = (wild & ~bad).sum(), dead.sum(), seeds.sum(), (seeds & dead).sum()
+        parts = bad, loss, counts[0], asked, *counts[1:]
         numbers = self._processes.sum(torch.stack([part.to(dtype) for part in parts]))
         fine = numbers[0] == 0
         self._update.apply(fine, learning_rate)
@@ -190,7 +195,9 @@ class Iteration:
                 end = self._rollout(piece, draw.steps, (draw.seed + number) & _SEEDS, draw.count)
                 sample_losses = self._sample_losses(end)
                 loss = sample_losses.mean()
-                (loss if len(pieces) == 1 else loss * (len(piece) / len(states))).backward()
+                objective = loss + self._penalty(end) if self._penalised else loss
+                share = len(piece) / len(states)
+                (objective if len(pieces) == 1 else objective * share).backward()
             finished.append(end.detach())
             losses.append(sample_losses.detach())
         if len(pieces) == 1:
@@ -208,6 +215,19 @@ class Iteration:
         rgba = get_visible_state(states) if self._config.clamp_loss else states[:, :4]
         target = self._target.expand(len(states), -1, -1, -1)
         return F.mse_loss(rgba, target, reduction="none").mean(dim=(1, 2, 3))
+
+    def _penalty(self, states: Tensor) -> Tensor:
+        """Return the penalties on values where or how they should not be: `[]`."""
+        config, rgba, hidden = self._config, states[:, :4], states[:, 4:]
+        penalty = torch.zeros_like(states[0, 0, 0, 0])
+        if config.outside:
+            empty = self._target[:, ALPHA] == 0
+            penalty = penalty + config.outside * (states[:, ALPHA].clamp(min=0) * empty).mean()
+        if config.overflow:
+            excess = (rgba - rgba.clamp(0, 1)).abs().sum()
+            excess = excess + (hidden - hidden.clamp(-1, 1)).abs().sum()
+            penalty = penalty + config.overflow * excess / states.numel()
+        return penalty
 
     @torch.no_grad()
     def _write_back(

@@ -262,9 +262,15 @@ def _set_aside(directory: Path, damaged: Path) -> None:
 
 def _differences(trainer: "PoolTrainer", header: Header) -> list[str]:
     """Say what may make the resumed run differ in its last bits."""
-    now = make_header(trainer)
+    now, config = make_header(trainer), trainer.config
+    notes = []
+    if config.schedule == "cosine" and header["config"]["iterations"] != config.iterations:
+        notes.append(
+            f"the run was saved with {header['config']['iterations']} iterations and goes on with "
+            f"{config.iterations}: the learning rate follows the cosine over the new number"
+        )
     names = ("fastnca_version", "torch_version", "device", "threads")
-    return [
+    return notes + [
         f"the run was saved with {name.replace('_', ' ')} {header.get(name)} and goes on with "
         f"{now[name]}: the last bits may differ"
         for name in names

@@ -1,5 +1,6 @@
 """The outcome of one training iteration."""
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -9,6 +10,13 @@ class DivergedError(RuntimeError):
     """Loss or gradient was not finite in too many iterations in a row.
 
     The model then holds the last weights that gave a finite loss and gradient.
+    """
+
+
+class CollapsedError(RuntimeError):
+    """Training went wrong again after the last repair: the seed died, or states exploded.
+
+    The model then holds the last weights whose seed lived.
     """
 
 
@@ -25,6 +33,11 @@ class StepResult:
         seconds: wall-clock time of the iteration; on a GPU the mean since the last look.
         skipped: True if loss or gradient was not finite, so that nothing was changed.
         stop: True if one of the processes was asked to stop.
+        states: states that were rolled out, in all processes.
+        dead: how many of them had no living cell afterwards.
+        exploded: how many became the seed again because of their values.
+        seeds: how many were the seed before.
+        dead_seeds: how many of those had no living cell afterwards.
     """
 
     iteration: int
@@ -35,6 +48,11 @@ class StepResult:
     seconds: float
     skipped: bool
     stop: bool = False
+    states: int = 0
+    dead: int = 0
+    exploded: int = 0
+    seeds: int = 0
+    dead_seeds: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,3 +70,28 @@ class Unread:
     iteration: int
     steps: int
     learning_rate: float
+
+    def finish(self, values: list[float], seconds: float, states: int) -> StepResult:
+        """Return what the iteration did, now that its numbers have been read.
+
+        Args:
+            values: `numbers`.
+            seconds: wall-clock time of the iteration.
+            states: states that were rolled out.
+        """
+        bad, loss, exploded, asked, dead, seeds, dead_seeds, norm = values
+        return StepResult(
+            iteration=self.iteration,
+            loss=loss,
+            gradient_norm=norm if math.isfinite(loss) else math.nan,
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            seconds=seconds,
+            skipped=bad > 0,
+            stop=asked > 0,
+            states=states,
+            dead=int(dead),
+            exploded=int(exploded),
+            seeds=int(seeds),
+            dead_seeds=int(dead_seeds),
+        )

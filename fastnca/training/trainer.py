@@ -1,7 +1,6 @@
 """Pool training: one iteration, and the loop around it."""
 
 import logging
-import math
 import secrets
 import time
 from collections.abc import Callable
@@ -23,8 +22,9 @@ from fastnca.training.host_pool import HostPool
 from fastnca.training.memory import Estimate
 from fastnca.training.pool import SamplePool
 from fastnca.training.processes import Processes
-from fastnca.training.standstill import StandstillWarning
-from fastnca.training.step import DivergedError, StepResult, Unread
+from fastnca.training.recovery import Recovery
+from fastnca.training.schedule import adapt, learning_rate
+from fastnca.training.step import StepResult, Unread
 from fastnca.training.update import Update, copy_weights
 
 if TYPE_CHECKING:
@@ -95,13 +95,18 @@ class PoolTrainer:
         )
         self.iteration = 0
         self.skipped = 0
-        self.skipped_in_a_row = self._worst_row = 0
-        self._standstill = StandstillWarning()
+        self.skipped_in_a_row = 0
         self.reseeded = 0
         self.losses: list[float] = []
         self.after_start: list[Callable[[Tensor], None]] = []
+        self.after_repair: list[Callable[[], None]] = []
         self.companions = Companions()
         self.run_id = secrets.token_hex(8)
+        self.recovery = Recovery(
+            model, self.update, self.pool, self.seed_state, self.target, self.config
+        )
+        if self.config.repairs:
+            self.companions.add("recovery", self.recovery, self.iteration)
         self._unread: list[Unread] = []
         self._since = 0.0
 
@@ -141,8 +146,8 @@ class PoolTrainer:
         if not self._unread:
             self._since = time.perf_counter()
         self.model.train()
-        draw = self.randomness.next()
-        rate = self._learning_rate()
+        draw = adapt(self.randomness.next(), self.config, self.iteration)
+        rate = learning_rate(self.config, self.iteration) * self.recovery.rate
         numbers = self.iterate.run(draw, rate, stop)
         for listener in self.after_start:
             listener(numbers)
@@ -162,19 +167,16 @@ class PoolTrainer:
         return [self._book(*pair, seconds) for pair in zip(unread, values, strict=True)]
 
     def check(self) -> None:
-        """Stop a run that has gone wrong: put the last good weights back.
+        """Look at what `read` returned: warn, repair or stop a run that has gone wrong.
 
         Raises:
-            DivergedError: `max_skips` iterations in a row were skipped.
+            CollapsedError: the seed died or states exploded, once more after the last repair.
+            DivergedError: `max_skips` iterations in a row were skipped; the same.
         """
-        if self._worst_row < self.config.max_skips:
-            return
-        self.model.load_state_dict(self.good_weights)
-        raise DivergedError(
-            f"loss or gradient was not finite in {self._worst_row} iterations in a row, up "
-            f"to iteration {self.iteration}; the model is back at its last good weights. Lower "
-            "learning_rate, or use gradient='normalize'"
-        )
+        if self.recovery.act(self.iteration, self.processes.first):
+            self.skipped_in_a_row = 0
+            for listener in self.after_repair:
+                listener()
 
     def fit(
         self,
@@ -265,36 +267,20 @@ class PoolTrainer:
         """Take over the counters of a saved run."""
         self.iteration = iteration
         self.skipped = skipped
-        self.skipped_in_a_row = self._worst_row = skipped_in_a_row
-        self._standstill = StandstillWarning()
+        self.skipped_in_a_row = skipped_in_a_row
+        self.recovery.restart(iteration, skipped_in_a_row)
         self.reseeded = reseeded
         self.losses = losses
 
     def _book(self, unread: Unread, values: list[float], seconds: float) -> StepResult:
         """Count one iteration."""
-        bad, loss, reseeded, asked, norm = values
-        self.losses.append(loss)
-        if bad:
+        result = unread.finish(values, seconds, self.config.batch_size * self.processes.size)
+        self.losses.append(result.loss)
+        if result.skipped:
             self.skipped += 1
             self.skipped_in_a_row += 1
         else:
             self.skipped_in_a_row = 0
-            self.reseeded += int(reseeded)
-            if self.processes.first:
-                self._standstill.update(unread.iteration, norm)
-        self._worst_row = max(self._worst_row, self.skipped_in_a_row)
-        return StepResult(
-            iteration=unread.iteration,
-            loss=loss,
-            gradient_norm=norm if math.isfinite(loss) else math.nan,
-            steps=unread.steps,
-            learning_rate=unread.learning_rate,
-            seconds=seconds,
-            skipped=bad > 0,
-            stop=asked > 0,
-        )
-
-    def _learning_rate(self) -> float:
-        """Return the learning rate of the next iteration."""
-        passed = sum(self.iteration >= milestone for milestone in self.config.milestones)
-        return self.config.learning_rate * self.config.decay**passed
+            self.reseeded += result.exploded
+        self.recovery.examine(result)
+        return result

@@ -40,6 +40,7 @@ class Update:
         self.optimizer = torch.optim.Adam(
             parameters,
             lr=rate,
+            betas=config.betas,
             fused=self._on_device or None,
             capturable=device.type == "cuda",
         )

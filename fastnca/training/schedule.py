@@ -1,0 +1,47 @@
+"""What changes in the course of a run: learning rate, steps, damage."""
+
+import math
+from dataclasses import replace
+
+import torch
+
+from fastnca.training.config import TrainConfig
+from fastnca.training.draw import Draw
+
+
+def learning_rate(config: TrainConfig, iteration: int) -> float:
+    """Return the learning rate of an iteration.
+
+    Args:
+        config: the options.
+        iteration: iterations done before it.
+
+    Returns:
+        The rate that the recipe asks for, with its warm-up.
+    """
+    rate = config.learning_rate
+    if config.schedule == "cosine":
+        done = min(1.0, iteration / max(1, config.iterations))
+        rate *= config.decay + (1 - config.decay) * (1 + math.cos(math.pi * done)) / 2
+    else:
+        rate *= config.decay ** sum(iteration >= milestone for milestone in config.milestones)
+    return rate * min(1.0, (iteration + 1) / max(1, config.warm_up))
+
+
+def adapt(draw: Draw, config: TrainConfig, iteration: int) -> Draw:
+    """Return a draw with the steps and the damage that the recipe asks for by then.
+
+    Args:
+        draw: what was drawn.
+        config: the options.
+        iteration: iterations done before.
+
+    Returns:
+        A draw with the same slots and seed; discs of radius 0 cover no cell.
+    """
+    if iteration < config.ramp:
+        share = config.ramp_from + (1 - config.ramp_from) * iteration / config.ramp
+        draw = replace(draw, steps=max(1, round(draw.steps * share)))
+    if iteration < config.damage_start:
+        draw = replace(draw, radii=torch.zeros_like(draw.radii))
+    return draw
