@@ -7,6 +7,7 @@ can be compared with a long one.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 MODES = ("step", "step+backward", "rollout", "rollout+backward", "training", "inference")
 """step: one call in training mode. rollout: `steps` steps in training mode. +backward: with the
@@ -192,3 +193,61 @@ LARGE = unique(
     for case in both("rollout+backward", size, batch, 96, True)
 )
 """What a GPU is for; part of the full run on CUDA only."""
+
+_TUTORIAL: dict[str, Any] = {
+    "learning_rate": 2e-3,
+    "betas": (0.9, 0.999),
+    "decay": 1.0,
+    "min_steps": 64,
+    "max_steps": 96,
+    "ramp": 0,
+    "replacement": True,
+    "reseed": "after",
+    "damage": 0,
+    "clamp_loss": True,
+    "outside": 0.0,
+    "gradient": "clip",
+    "fill_hidden": False,
+    "repairs": 0,
+}
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "quick": {},
+    "tutorial": _TUTORIAL,
+    "regenerating": {
+        **_TUTORIAL,
+        "decay": 0.1,
+        "replacement": False,
+        "reseed": "before",
+        "damage": 1,
+        "damage_start": 0,
+        "clamp_loss": False,
+        "gradient": "normalize",
+        "fill_hidden": True,
+    },
+    "steps-64-96": {"min_steps": 64, "max_steps": 96},
+    "no-ramp": {"ramp": 0},
+    "no-outside": {"outside": 0.0},
+    "no-ramp-no-outside": {"ramp": 0, "outside": 0.0},
+    "overflow": {"overflow": 0.1},
+    "clamped-loss": {"clamp_loss": True},
+    "clip": {"gradient": "clip", "clip_norm": 0.1},
+    "half-rate": {"learning_rate": 4e-3},
+    "double-rate": {"learning_rate": 16e-3},
+    "constant-rate": {"decay": 1.0},
+    "warm-up": {"warm_up": 150},
+    "betas-0.9-0.999": {"betas": (0.9, 0.999)},
+    "betas-0.9-0.95": {"betas": (0.9, 0.95)},
+    "batch-2": {"batch_size": 2, "damage": 0},
+    "batch-8": {"batch_size": 8, "damage": 2},
+    "pool-16": {"pool_size": 16},
+    "pool-256": {"pool_size": 256},
+    "with-replacement": {"replacement": True},
+    "reseed-after": {"reseed": "after"},
+    "damage-from-start": {"damage_start": 0},
+    "no-damage": {"damage": 0},
+    "alpha-seed": {"fill_hidden": False},
+    "no-averaging": {"average": 0.0},
+}
+"""Recipes that `python -m bench.recipes` compares: what each changes in the preset `quick`.
+"average" is no option of `TrainConfig` but the decay of `BestWeights`."""

@@ -1,40 +1,50 @@
-"""How long it takes to learn the circle: the tutorial's class against `fastnca`.
+"""How good the default recipe is, and how long it takes: `fastnca` against the tutorial's class.
 
-    python -m bench.quality [--csv FILE] [--size 16] [--seeds 0,1,2] [--iterations 2000]
+    python -m bench.quality [--csv FILE] [--targets circle,heart] [--seeds 0-9] [--preset quick]
 
-Both are trained by the same pool trainer with the tutorial's recipe, from the same first weights,
-with the same draws from the pool, the same numbers of steps and the same masks, so they go through
-the same training but for rounding, which the alive threshold amplifies in the end. Reached is the
-first iteration whose mean loss over the last `WINDOW` iterations is at most the goal. The
-tutorial's masks are drawn before its clock starts. Both use `fastnca.get_visible_state`: with torch
-2.15 the tutorial's own has no gradient where a seed's colours lie.
+Trains as `fastnca train` does, with the same first weights, draws and masks, and judges the saved
+model by `bench.judge`. Every `EVERY` iterations of the second half the averaged weights are judged
+too: the first time at which all bounds hold is the time to quality. Judging is not on the clock.
 
-A grid smaller than the tutorial's 64x64 lets the case end: the target is the tutorial's circle,
-drawn at that size. A run that does not reach the goal within its iterations says so.
+The tutorial's class with the same recipe would take the same iterations, so its time is projected:
+the steps of those rollouts times the measured seconds of one step, forward and backward, of the
+tutorial's class on the same batch. Runs that are in the file already are not repeated.
 """
 
 import argparse
-import csv
+import statistics
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import get_type_hints
 
 import torch
+import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
+from bench.judge import Judgement, judge
 from bench.machine import describe, keep_freed_memory
-from bench.masks import injected_masks
 from bench.providers import TutorialCA
-from fastnca import NeuralCA, create_target_circle
-from fastnca.masks import update_masks
-from fastnca.training import PoolTrainer, TrainConfig
+from bench.results import read_if_there, write_csv
+from fastnca import NeuralCA
+from fastnca.commands.target import make_target
+from fastnca.states import get_visible_state
+from fastnca.training import (
+    DEFAULT_PRESET,
+    PRESETS,
+    BestWeights,
+    CollapsedError,
+    DivergedError,
+    PoolTrainer,
+    TrainConfig,
+)
+from fastnca.training.step import StepResult
 
-GOAL = 0.01
-WINDOW = 20
+EVERY = 100
 OUTPUT = Path("runs/bench/quality.csv")
+_ROUNDS, _STEPS = 3, 16  # of the tutorial's class
 
 
 @dataclass(frozen=True)
@@ -42,158 +52,209 @@ class Result:
     """One training run.
 
     Attributes:
-        provider: "tutorial" or "fastnca".
+        target: name or picture file.
         size: height and width of the grid in cells.
         seed: of weights, pool, steps and masks.
-        goal: mean loss to reach.
-        window: iterations of that mean.
-        reached: 1 if it was reached, 0 if not.
-        iterations: until it was reached, or done in all.
-        seconds: the same; masks that are drawn ahead for the tutorial are not counted.
-        lowest: lowest mean loss of the run.
+        preset: the recipe.
+        ended: "done", "collapsed" or "diverged".
+        repairs: how often the trainer went back to earlier weights.
+        iterations: done in all.
+        seconds: of training.
+        reached: iterations after which all bounds held for the first time; 0 if they never did.
+        reached_seconds: the same; 0 if they never did.
+        tutorial_seconds: projected time of the tutorial's class for `reached` iterations, for all
+            of them if the bounds never held.
+        empty and what follows: see `bench.judge.Judgement`, of the model that is saved.
         machine and what follows: see `bench.machine.Machine`.
     """
 
-    provider: str
+    target: str
     size: int
     seed: int
-    goal: float
-    window: int
-    reached: int
+    preset: str
+    ended: str
+    repairs: int
     iterations: int
     seconds: float
-    lowest: float
+    reached: int
+    reached_seconds: float
+    tutorial_seconds: float
+    empty: float
+    grown_96: float
+    grown_192: float
+    grown_480: float
+    grown_2000: float
+    healed: float
+    scraps: float
+    dead: float
     machine: str
     threads: int
     torch: str
     commit: str
 
-
-class MaskedTutorialCA(TutorialCA):
-    """The tutorial's class with the masks of `fastnca.update_mask`.
-
-    Attributes:
-        drawing: seconds spent on drawing them.
-    """
-
-    drawing = 0.0
-
-    def run_steps(
-        self, state: Tensor, steps: int, update_rate: float = 0.5, *, seed: int | None = None
-    ) -> Tensor:
-        """Call the module `steps` times with the masks of `seed`."""
-        start = time.perf_counter()
-        assert seed is not None
-        masks = update_masks(seed, 0, steps, state.shape, update_rate, state.device)
-        self.drawing += time.perf_counter() - start
-        with injected_masks(masks):
-            return super().run_steps(state, steps, update_rate)
+    @property
+    def judgement(self) -> Judgement:
+        """What the model does."""
+        return Judgement(**{f.name: getattr(self, f.name) for f in fields(Judgement)})
 
 
-def train(
-    provider: str, size: int, seed: int, config: TrainConfig, device: torch.device
-) -> Iterator[tuple[float, float]]:
-    """Train; yield the loss and the seconds of every iteration.
+class _Watch:
+    """Looks for the first time at which all bounds hold; pass it to `fit` as `on_step`."""
+
+    def __init__(self, trainer: PoolTrainer, best: BestWeights) -> None:
+        self._trainer = trainer
+        self._best = best
+        self._since = time.perf_counter()
+        self.seconds = 0.0
+        self.steps = 0
+        self.reached: tuple[int, float, int] | None = None  # iterations, seconds, steps
+
+    def __call__(self, result: StepResult) -> None:
+        """Hear of one iteration."""
+        self._best(result)
+        self.steps += result.steps
+        self.seconds += time.perf_counter() - self._since
+        done, total = result.iteration, self._trainer.config.iterations
+        if self.reached is None and 2 * done >= total and done % EVERY == 0:
+            trainer = self._trainer
+            found = judge(self._best.average, trainer.seed_state, trainer.target)
+            if all(found.holds().values()):
+                self.reached = done, self.seconds, self.steps
+        self._since = time.perf_counter()
+
+
+def train(target: Tensor, seed: int, config: TrainConfig) -> tuple[dict[str, float | str], int]:
+    """Train as `fastnca train` does.
 
     Args:
-        provider: "tutorial" or "fastnca".
-        size: height and width of the grid.
+        target: `[1, 4, S, S]`.
         seed: of the first weights.
         config: the recipe, with its own seed.
-        device: where it runs.
-    """
-    torch.manual_seed(seed)
-    model = (MaskedTutorialCA() if provider == "tutorial" else NeuralCA()).to(device)
-    trainer = PoolTrainer(model, create_target_circle(size).to(device), config)
-    while True:
-        before = getattr(model, "drawing", 0.0)
-        result = trainer.step()
-        yield result.loss, result.seconds - (getattr(model, "drawing", 0.0) - before)
-
-
-def run(
-    provider: str, size: int, seed: int, iterations: int, limit: float, device: torch.device
-) -> tuple[bool, int, float, float]:
-    """Train until the goal, `iterations` or `limit` seconds.
 
     Returns:
-        Whether the goal was reached, iterations, seconds, lowest mean loss.
+        Fields of `Result`, from `ended` to `dead` but for `tutorial_seconds`; and the steps of the
+        rollouts that the time to quality took, of all if the bounds never held.
     """
-    config = TrainConfig(iterations=iterations, seed=seed)
-    losses: list[float] = []
-    seconds, lowest = 0.0, float("inf")
-    for loss, spent in train(provider, size, seed, config, device):
-        losses.append(loss)
-        seconds += spent
-        if len(losses) >= WINDOW:
-            lowest = min(lowest, sum(losses[-WINDOW:]) / WINDOW)
-        if lowest <= GOAL or len(losses) >= iterations or seconds > limit:
-            break
-    return lowest <= GOAL, len(losses), seconds, lowest
+    torch.manual_seed(seed)
+    model = NeuralCA()
+    trainer = PoolTrainer(model.to(target.device), target, config)
+    best = BestWeights(trainer)
+    watch, ended = _Watch(trainer, best), "done"
+    try:
+        trainer.fit(progress=False, on_step=watch)
+    except CollapsedError:
+        ended = "collapsed"
+    except DivergedError:
+        ended = "diverged"
+    model.load_state_dict(best.weights)
+    reached, seconds, steps = watch.reached or (0, 0.0, watch.steps)
+    facts = {
+        "ended": ended,
+        "repairs": trainer.recovery.repairs,
+        "iterations": trainer.iteration,
+        "seconds": watch.seconds,
+        "reached": reached,
+        "reached_seconds": seconds,
+        **asdict(judge(model, trainer.seed_state, target)),
+    }
+    return facts, steps
 
 
-def write_results(path: Path, results: list[Result]) -> None:
-    """Write results as CSV."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        names = [field.name for field in fields(Result)]
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        for result in results:
-            line = asdict(result)
-            writer.writerow({n: f"{v:.6g}" if type(v) is float else v for n, v in line.items()})
+def seconds_per_step(model: nn.Module, states: Tensor, target: Tensor) -> float:
+    """Measure one step, forward and backward, of a module that is called step by step.
+
+    Args:
+        model: called once per step.
+        states: `[B, C, S, S]`.
+        target: `[1, 4, S, S]`.
+
+    Returns:
+        Seconds, the median of some rounds after one that does not count.
+    """
+    times = []
+    for _ in range(1 + _ROUNDS):
+        start, state = time.perf_counter(), states
+        for _ in range(_STEPS):
+            state = model(state)
+        F.mse_loss(get_visible_state(state), target.expand(len(states), -1, -1, -1)).backward()
+        if states.is_cuda:
+            torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) / _STEPS)
+    return statistics.median(times[1:])
 
 
-def read_results(path: Path) -> list[Result]:
-    """Read what `write_results` wrote."""
-    hints = get_type_hints(Result)
-    with path.open(newline="") as file:
-        return [
-            Result(**{name: hints[name](text) for name, text in line.items()})
-            for line in csv.DictReader(file)
-        ]
+def read_seeds(text: str) -> Iterator[int]:
+    """Read `0,3,5-7`.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        yield from range(int(first), int(last or first) + 1)
 
 
 def main() -> int:
-    """Train every seed with both, print and write what came of it."""
+    """Train every target and seed, print and write what came of it."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.quality",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--csv", type=Path, default=OUTPUT)
-    parser.add_argument("--size", type=int, default=16)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--iterations", type=int, default=2000)
-    parser.add_argument("--limit", type=float, default=180.0, help="seconds per run")
+    parser.add_argument("--targets", default="circle", help="names or picture files, with commas")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--seeds", default="0-2", help="such as 0,3,5-7")
+    parser.add_argument("--preset", choices=list(PRESETS), default=DEFAULT_PRESET)
     options = parser.parse_args()
-    if not all(seed.isdecimal() for seed in options.seeds.split(",")):
-        parser.error(f"--seeds are numbers with commas between them, got {options.seeds!r}")
-    if options.size < 1 or options.iterations < 1 or not options.limit > 0:
-        parser.error("--size, --iterations and --limit must be positive")
+    try:
+        seeds = list(read_seeds(options.seeds))
+    except ValueError:
+        parser.error(f"--seeds are numbers such as 0,3,5-7, got {options.seeds!r}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = describe(device, keep_freed_memory())
-    results = []
-    for seed in map(int, options.seeds.split(",")):
-        for provider in ("tutorial", "fastnca"):
-            reached, iterations, seconds, lowest = run(
-                provider, options.size, seed, options.iterations, options.limit, device
+    results = read_if_there(options.csv, Result)
+    done = {(r.target, r.size, r.seed, r.preset) for r in results}
+    for name in options.targets.split(","):
+        target = make_target(name, options.size, None, str(device))
+        for seed in seeds:
+            if (Path(name).name, options.size, seed, options.preset) in done:
+                continue
+            config = TrainConfig.preset(options.preset, seed=seed)
+            facts, steps = train(target, seed, config)
+            tutorial = TutorialCA().to(device)
+            states = torch.rand(config.batch_size, 16, *target.shape[2:], device=device)
+            result = Result(
+                target=Path(name).name,
+                size=options.size,
+                seed=seed,
+                preset=options.preset,
+                tutorial_seconds=steps * seconds_per_step(tutorial, states, target),
+                machine=machine.machine,
+                threads=machine.threads,
+                torch=machine.torch,
+                commit=machine.commit,
+                **facts,  # type: ignore[arg-type]
             )
-            results.append(
-                Result(
-                    *(provider, options.size, seed, GOAL, WINDOW, int(reached), iterations),
-                    *(seconds, lowest, machine.machine, machine.threads),
-                    *(machine.torch, machine.commit),
-                )
-            )
-            print(
-                f"seed {seed}, {provider:<9} {'reached' if reached else 'not reached':<12}"
-                f"{iterations:>5} iterations {seconds:>7.1f} s, lowest {lowest:.4f}",
-                flush=True,
-            )
-            write_results(options.csv, results)
+            results.append(result)
+            write_csv(options.csv, results, Result)
+            print(_sentence(result), flush=True)
     print(f"written: {options.csv}")
     return 0
+
+
+def _sentence(result: Result) -> str:
+    """Say how a run went."""
+    broken = [name for name, holds in result.judgement.holds().items() if not holds]
+    errors = result.grown_96, result.grown_192, result.grown_480, result.healed, result.grown_2000
+    shown = " ".join(f"{error:.4f}" for error in errors)
+    reached = f"bounds hold after {result.reached_seconds:.0f} s, " if result.reached else ""
+    return (
+        f"{result.target}, seed {result.seed}: 96, 192, 480 steps, healed, 2,000 steps {shown}, "
+        f"{result.scraps:g} scraps; {'broken: ' + ', '.join(broken) if broken else 'all hold'}; "
+        f"{reached}{result.iterations} iterations in {result.seconds:.0f} s, tutorial's class "
+        f"{result.tutorial_seconds:.0f} s (projected)"
+    )
 
 
 if __name__ == "__main__":

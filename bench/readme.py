@@ -15,7 +15,7 @@ from bench.gpu.results import PREFIX
 from bench.gpu.results import Row as GpuRow
 from bench.machine import ROOT
 from bench.plot import digest, draw, drawn_from
-from bench.quality import Result, read_results
+from bench.quality import Result
 from bench.results import Row, read_csv
 
 README = ROOT / "README.md"
@@ -89,13 +89,16 @@ def disagreements() -> list[str]:
 def results_files() -> list[Path]:
     """Return the committed results of `bench.run`, one file per machine."""
     paths = sorted(RESULTS.glob("*.csv"))
-    return [p for p in paths if not p.stem.endswith("-quality") and not p.stem.startswith(PREFIX)]
+    others = "-quality", "-recipes"
+    return [p for p in paths if not p.stem.endswith(others) and not p.stem.startswith(PREFIX)]
 
 
 def _from_files() -> str:
     """Render what is committed."""
     tables = {path: read_csv(path) for path in results_files()}
-    quality = [run for path in sorted(RESULTS.glob("*-quality.csv")) for run in read_results(path)]
+    quality = [
+        run for path in sorted(RESULTS.glob("*-quality.csv")) for run in read_csv(path, Result)
+    ]
     gpus = {path: read_csv(path, GpuRow) for path in sorted(RESULTS.glob(f"{PREFIX}*.csv"))}
     return render(tables, quality, gpus, KERNELS.read_text())
 

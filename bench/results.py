@@ -116,6 +116,11 @@ def read_csv(path: Path, kind: type[T] = Row) -> list[T]:  # type: ignore[assign
         ]
 
 
+def read_if_there(path: Path, kind: type[T]) -> list[T]:
+    """Read what `write_csv` wrote; no rows if there is no such file."""
+    return read_csv(path, kind) if path.exists() else []
+
+
 def _to_text(value: object) -> str:
     if value is None:
         return ""
@@ -127,4 +132,4 @@ def _from_text(text: str, hint: object) -> str | int | float | None:
         return text
     if text == "":
         return None
-    return float(text) if hint == float | None else int(text)
+    return float(text) if hint in (float, float | None) else int(text)

@@ -1,64 +1,207 @@
-"""Time to quality: both train the same way, and what is not reached is said so."""
+"""What is asked of the default recipe: the judgement, and the time to it."""
 
-import itertools
+import math
+from dataclasses import fields
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from bench import quality
+from bench import quality, recipes
+from bench.judge import BOUNDS, EMPTY_CIRCLE, MASK_SEED, ROLLOUTS, Judgement, judge
+from bench.results import read_if_there, write_csv
+from bench.sections import time_to_quality
+from fastnca import NeuralCA, create_seed, create_target_circle, get_visible_state
+from fastnca.commands.parser import main
 from fastnca.training import TrainConfig
-
-CPU = torch.device("cpu")
-
-
-def test_both_go_through_the_same_training():
-    config = TrainConfig(iterations=4, pool_size=8, min_steps=8, max_steps=14, seed=3)
-    losses = {}
-    for provider in ("tutorial", "fastnca"):
-        runs = quality.train(provider, 24, 5, config, CPU)
-        losses[provider] = [loss for loss, _ in itertools.islice(runs, 4)]
-    assert losses["tutorial"] == pytest.approx(losses["fastnca"], rel=1e-3)
-    assert len(set(losses["tutorial"])) == 4
+from tests.helpers import excite
+from tests.runs import SMALL
+from tests.tutorial import NeuralCA as TutorialCA
 
 
-def test_masks_drawn_for_the_tutorial_are_not_on_its_clock(monkeypatch):
-    slow, clock = quality.update_masks, [0.0]
-
-    def drawn(*arguments):
-        clock[0] += 5
-        return slow(*arguments)
-
-    monkeypatch.setattr(quality, "update_masks", drawn)
-    monkeypatch.setattr(quality.time, "perf_counter", lambda: clock[0])
-    config = TrainConfig(pool_size=2, min_steps=1, max_steps=2, batch_size=1, seed=0)
-    _, seconds = next(quality.train("tutorial", 8, 0, config, CPU))
-    assert clock[0] == 5
-    assert seconds == 0
+def judgement(**changes):
+    good = {"empty": 0.2, "scraps": 0.0, "dead": 0.0}
+    good |= {name: 0.99 * share * 0.2 for name, share in BOUNDS.items()}
+    return Judgement(**{**good, **changes})
 
 
-def losses_of(values):
-    """Stand in for training: these losses, a second each."""
-    return lambda *_: ((value, 1.0) for value in itertools.chain(values, itertools.repeat(0.5)))
+def test_bounds_are_those_of_the_circle():
+    assert float(create_target_circle().square().mean()) == pytest.approx(EMPTY_CIRCLE, rel=1e-6)
+    assert BOUNDS["grown_480"] * EMPTY_CIRCLE == pytest.approx(0.01)
 
 
-def test_goal_is_reached_by_the_mean_of_the_window(monkeypatch):
-    window = quality.WINDOW
-    monkeypatch.setattr(quality, "train", losses_of([0.5, 0.001, *[0.009] * 40]))
-    reached, iterations, seconds, lowest = quality.run("fastnca", 8, 0, 100, 1e9, CPU)
-    assert reached
-    assert iterations == window + 1  # the first loss has left the window
-    assert seconds == iterations
-    assert lowest <= quality.GOAL
+def test_each_bound_can_break():
+    assert all(judgement().holds().values())
+    for name, share in BOUNDS.items():
+        broken = judgement(**{name: 1.01 * share * 0.2}).holds()
+        assert [key for key, holds in broken.items() if not holds] == [name]
+    assert not judgement(scraps=0.25).holds()["scraps"]
+    assert not judgement(healed=math.nan).holds()["healed"]
 
 
-@pytest.mark.parametrize(("iterations", "limit"), [(30, 1e9), (1000, 29.5)])
-def test_a_cap_means_not_reached(iterations, limit, monkeypatch):
-    monkeypatch.setattr(quality, "train", losses_of([]))
-    found = quality.run("tutorial", 8, 0, iterations, limit, CPU)
-    assert found == (False, 30, 30.0, 0.5)
+def test_a_judgement_is_what_rollouts_of_the_reference_give():
+    torch.manual_seed(0)
+    model = excite(NeuralCA(6, 8, backend="reference"), 0.05).double().eval()
+    target = create_target_circle(12).double()
+    seed = create_seed(12, 6, dtype=torch.float64)
+    found = judge(model, seed, target)
+    assert not model.training
+    model.train()
+
+    def loss(state):
+        wanted = target.expand(ROLLOUTS, -1, -1, -1)
+        return float(F.mse_loss(get_visible_state(state), wanted))
+
+    with torch.no_grad():
+        state = seed.repeat(ROLLOUTS, 1, 1, 1)
+        grown = {
+            steps: model.run_steps(state, steps, 0.5, seed=MASK_SEED) for steps in (96, 192, 480)
+        }
+        damaged = grown[192].clone()
+        damaged[:, :, 3:8, 3:8] = 0
+        healed = model.run_steps(damaged, 200, 0.5, seed=MASK_SEED, first_step=192)
+    for steps, state in grown.items():
+        assert getattr(found, f"grown_{steps}") == pytest.approx(loss(state), rel=1e-6)
+    assert found.healed == pytest.approx(loss(healed), rel=1e-6)
+    assert found.empty == pytest.approx(float(target.square().mean()))
+
+
+@pytest.mark.parametrize(("column", "count"), [(6, 0), (13, 0), (14, 1)])
+def test_scraps_are_living_cells_far_from_the_target(column, count, monkeypatch):
+    target = torch.zeros(1, 4, 16, 16)
+    target[:, :, 4:12, 4:12] = 1.0
+    model = NeuralCA(6, 8)
+    state = create_seed(16, 6)
+    state[:, :4, 4:12, 4:12] = 1.0
+    state[:, 3, 8, column] = 0.2
+    monkeypatch.setattr(NeuralCA, "run_steps", lambda _self, state, *_, **__: state)
+    assert judge(model, state, target).scraps == count
+
+
+def test_the_study_trains_as_the_command_does(tmp_path, monkeypatch):
+    options = {**SMALL, "iterations": 12, "damage": 1, "damage_start": 0, "seed": 3}
+    found, _ = quality.train(create_target_circle(12), 3, TrainConfig.preset("quick", **options))
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    monkeypatch.setattr("fastnca.commands.train._draw", lambda *_: None)  # pictures take longest
+    assert main(["train", "--size", "12", *flags, "--out", str(tmp_path / "r")]) == 0
+    saved = NeuralCA.load(tmp_path / "r")
+    seed = create_seed(12, 16, fill_hidden=True)
+    theirs = judge(saved, seed, create_target_circle(12))
+    assert {name: found[name] for name in ("grown_96", "healed", "scraps")} == {
+        name: getattr(theirs, name) for name in ("grown_96", "healed", "scraps")
+    }
+
+
+def test_the_time_to_quality_is_the_first_look_at_which_all_bounds_hold(monkeypatch):
+    looks = []
+
+    def stand_in(model, *_):
+        looks.append(model)
+        return judgement(scraps=float(len(looks) < 2))
+
+    monkeypatch.setattr(quality, "judge", stand_in)
+    monkeypatch.setattr(quality, "EVERY", 2)
+    config = TrainConfig.preset("quick", **{**SMALL, "iterations": 12, "repairs": 0})
+    facts, steps = quality.train(create_target_circle(12), 3, config)
+    assert len(looks) == 2 + 1  # after 6 and 8 iterations, and at the end
+    assert facts["reached"] == 8
+    assert 0 < facts["reached_seconds"] < facts["seconds"]
+    assert 8 * config.ramp_from * config.min_steps <= steps < 8 * config.max_steps
+
+
+def test_the_tutorials_class_is_timed_with_its_gradient():
+    model = TutorialCA(6, 8)
+    seconds = quality.seconds_per_step(model, torch.rand(2, 6, 8, 8), create_target_circle(8))
+    assert 0 < seconds < 10
+    assert model.update_net[2].weight.grad is not None
+
+
+def test_seeds_are_read_as_ranges():
+    assert list(quality.read_seeds("0,3,5-7")) == [0, 3, 5, 6, 7]
+    with pytest.raises(ValueError, match="invalid literal"):
+        list(quality.read_seeds("a"))
+
+
+def example(**changes):
+    values = {field.name: field.type for field in fields(quality.Result)}
+    facts = {name: {str: "x", int: 7, float: 0.5}[kind] for name, kind in values.items()}
+    return quality.Result(**{**facts, **vars(judgement()), **changes})
 
 
 def test_results_round_trip(tmp_path):
-    result = quality.Result("fastnca", 24, 1, 0.01, 20, 0, 30, 1.5, 0.25, "m", 2, "2.13", "abc")
-    quality.write_results(tmp_path / "quality.csv", [result])
-    assert quality.read_results(tmp_path / "quality.csv") == [result]
+    path = tmp_path / "quality.csv"
+    assert read_if_there(path, quality.Result) == []
+    write_csv(path, [example()], quality.Result)
+    (found,) = read_if_there(path, quality.Result)
+    for field in fields(quality.Result):
+        value = getattr(example(), field.name)
+        assert getattr(found, field.name) == (
+            pytest.approx(value, rel=1e-5) if field.type is float else value
+        )
+
+
+def test_the_table_says_what_was_not_reached():
+    table = time_to_quality(
+        [
+            example(target="heart", seed=0),
+            example(target="heart", seed=1, scraps=2.0, reached=0),
+            example(target="leaf", reached=0),
+        ]
+    )
+    heart, leaf = table.splitlines()[-2:]
+    assert heart.startswith("| heart | 2 | 1 of 2 |")
+    assert "| 1 of 2 | 0 s | 0 s | 0 s |" in heart
+    assert leaf.endswith("| never | never |")
+
+
+def test_options_that_count_iterations_are_stretched_alike(monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES, "x", {"warm_up": 50, "milestones": (100, 300)})
+    whole = TrainConfig.preset("quick")
+    half = recipes.make_config("x", whole.iterations // 2, 4)
+    assert (half.warm_up, half.milestones, half.seed) == (25, (50, 150), 4)
+    assert half.damage_start == round(whole.damage_start / 2)
+    assert half.ramp == round(whole.ramp / 2)
+
+
+@pytest.mark.parametrize("case", recipes.RECIPES)
+def test_every_case_is_a_recipe_that_trains(case):
+    found = recipes.train(case, "heart", 8, 0, 2)
+    assert found["ended"] == "done"
+    assert found["iterations"] == 2
+
+
+def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recipes, "SEEDS", (0, 1))
+    monkeypatch.setattr(recipes, "TARGETS", ("circle",))
+    path, calls = tmp_path / "recipes.csv", []
+    first = recipes.train("quick", "circle", 8, 0, 2)
+    facts = {"machine": "m", "torch": "t", "commit": "c"}
+    write_csv(path, [recipes.Run(**first, **facts)], recipes.Run)
+
+    class Inline:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def map(self, function, *arguments):
+            for each in zip(*arguments, strict=True):
+                calls.append((function.__name__, each))
+                yield 2 if function is recipes.affordable else function(*each)
+
+    monkeypatch.setattr(recipes, "ProcessPoolExecutor", Inline)
+    flags = ["--csv", str(path), "--size", "8", "--cases", "quick"]
+    monkeypatch.setattr("sys.argv", ["recipes", *flags])
+    assert recipes.main() == 0
+    assert [name for name, _ in calls] == ["affordable", "train"]
+    assert calls[1][1] == ("quick", "circle", 8, 1, 2)
+    assert [run.seed for run in read_if_there(path, recipes.Run)] == [0, 1]
+    assert "| quick | nothing |" in path.with_suffix(".md").read_text()
+    calls.clear()
+    assert recipes.main() == 0
+    assert calls == []
+    assert "2 training runs" in capsys.readouterr().out

@@ -30,6 +30,10 @@ RECIPES = {
     "tutorial": {},
     "growing": {"preset": "growing"},
     "regenerating": {"preset": "regenerating", "damage": 1, "milestones": (8,)},
+    "quick": {
+        **{"preset": "quick", "iterations": 14, "ramp": 9, "damage_start": 6, "warm_up": 3},
+        **{"schedule": "cosine", "overflow": 0.1},
+    },
     "half": {"gradient": "normalize", "half_pool": True},
     "parts": {"micro_batches": 2, "reseed": "before"},
     "unseeded": {"seed": None, "gradient": "none"},
@@ -78,6 +82,19 @@ def test_an_iteration_that_is_not_finite_changes_nothing_and_is_counted():
             moved = tensor.requires_grad and value == 0.0
             assert torch.equal(tensor, before[name]) != moved
     assert (graph.skipped, graph.skipped_in_a_row) == (2, 0)
+    assert record.recorded == 1
+
+
+def test_a_repair_goes_on_with_the_same_capture():
+    record = Recorder()
+    options = {"preset": "persistent", "update_rate": 1.0}
+    graph, plain = make_trainer(record, **options), make_trainer(**options)
+    compare(graph, plain, FIRST + 2)
+    for each in (graph, plain):
+        with torch.no_grad():
+            each.model.update_net[2].bias.fill_(-2.0)  # kills every cell
+    compare(graph, plain, 14)
+    assert (graph.recovery.repairs, plain.recovery.repairs) == (1, 1)
     assert record.recorded == 1
 
 

@@ -2,6 +2,7 @@
 
 import enum
 import math
+import statistics
 from collections import deque
 from collections.abc import Mapping
 
@@ -15,10 +16,10 @@ PATIENCE = 10
 training often recovers from them."""
 
 WINDOW = 20
-"""Iterations that the loss is averaged over."""
+"""Iterations whose median loss is looked at."""
 
 RISE = 5.0
-"""The averaged loss has risen when it is this many times its lowest value, and above `NOTICEABLE`
+"""The median loss has risen when it is this many times its lowest value, and above `NOTICEABLE`
 of an empty grid's loss."""
 
 NOTICEABLE = 0.25
@@ -74,7 +75,7 @@ class Doctor:
         """Whether the last iterations give no reason to worry: their weights can be gone back to.
 
         The seeds that were rolled out last have lived, the loss is finite and not far above its
-        lowest average.
+        lowest median.
         """
         worrying = (row for fault, row in self._rows.items() if fault is not Fault.EMPTY)
         return len(self._recent) == WINDOW and not any(worrying) and not self._has_risen(RISE / 2)
@@ -94,7 +95,7 @@ class Doctor:
             self._recent.append(result.loss)
         signs[Fault.RISEN] = self._has_risen(RISE)
         if len(self._recent) == WINDOW:
-            self._lowest = min(self._lowest, self._mean())
+            self._lowest = min(self._lowest, self._middle())
         for fault, sign in signs.items():
             if fault is Fault.DEAD and not sign and result.seeds == 0:
                 continue  # nothing is known of the seed
@@ -122,19 +123,20 @@ class Doctor:
 
     def _describe(self, fault: Fault, iteration: int) -> str:
         if fault is Fault.RISEN:
-            times = self._mean() / self._lowest
+            times = self._middle() / self._lowest
             return (
-                f"up to iteration {iteration} the loss rose to {self._mean():.3g}, {times:.0f} "
+                f"up to iteration {iteration} the loss rose to {self._middle():.3g}, {times:.0f} "
                 f"times its lowest: {fault.value}"
             )
         row = self._rows[fault]
         return f"{fault.value} in {row} iterations in a row, up to iteration {iteration}"
 
-    def _mean(self) -> float:
-        return sum(self._recent) / len(self._recent)
+    def _middle(self) -> float:
+        """Return the median of the last losses, which a few wild states do not move."""
+        return statistics.median(self._recent)
 
     def _has_risen(self, factor: float) -> bool:
-        """Tell whether the averaged loss is above `factor` times its lowest value."""
+        """Tell whether the median loss is above `factor` times its lowest value."""
         if len(self._recent) < WINDOW:
             return False
-        return self._mean() > max(factor * self._lowest, NOTICEABLE * self._empty_loss)
+        return self._middle() > max(factor * self._lowest, NOTICEABLE * self._empty_loss)

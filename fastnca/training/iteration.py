@@ -142,7 +142,7 @@ class Iteration:
         """Do what `run` says; with a draw on the device, the rate is `[]` there, too."""
         batch = self.prepare(draw)
         self._update.clear()
-        states, sample_losses = self._differentiate(batch.states, draw)
+        states, sample_losses = self._differentiate(batch.states, draw, learning_rate)
         norm = self._update.treat()
         loss = sample_losses.mean()
         wild = ~(states.abs().amax(dim=(1, 2, 3)) <= LIMIT)
@@ -181,8 +181,15 @@ class Iteration:
             states[-config.damage :] = cut_discs(states[-config.damage :], *discs)
         return Batch(slots, order, drawn, states)
 
-    def _differentiate(self, states: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    def _differentiate(
+        self, states: Tensor, draw: Draw, learning_rate: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Roll out and add up the gradients of the mean loss, one micro-batch after the other.
+
+        Args:
+            states: `[B, C, H, W]`.
+            draw: the random choices.
+            learning_rate: of this iteration.
 
         Returns:
             The states after the rollout `[B, C, H, W]` and their losses `[B]`.
@@ -195,9 +202,9 @@ class Iteration:
                 end = self._rollout(piece, draw.steps, (draw.seed + number) & _SEEDS, draw.count)
                 sample_losses = self._sample_losses(end)
                 loss = sample_losses.mean()
-                objective = loss + self._penalty(end) if self._penalised else loss
-                share = len(piece) / len(states)
-                (objective if len(pieces) == 1 else objective * share).backward()
+                objective = loss + self._penalty(end, learning_rate) if self._penalised else loss
+                part = len(piece) / len(states)
+                (objective if len(pieces) == 1 else objective * part).backward()
             finished.append(end.detach())
             losses.append(sample_losses.detach())
         if len(pieces) == 1:
@@ -216,13 +223,18 @@ class Iteration:
         target = self._target.expand(len(states), -1, -1, -1)
         return F.mse_loss(rgba, target, reduction="none").mean(dim=(1, 2, 3))
 
-    def _penalty(self, states: Tensor) -> Tensor:
+    def _penalty(self, states: Tensor, learning_rate: float | Tensor) -> Tensor:
         """Return the penalties on values where or how they should not be: `[]`."""
         config, rgba, hidden = self._config, states[:, :4], states[:, 4:]
         penalty = torch.zeros_like(states[0, 0, 0, 0])
         if config.outside:
             empty = self._target[:, ALPHA] == 0
-            penalty = penalty + config.outside * (states[:, ALPHA].clamp(min=0) * empty).mean()
+            alpha = (states[:, ALPHA].clamp(min=0) * empty).mean()
+            if not isinstance(learning_rate, Tensor):  # float32, as on the device
+                learning_rate = torch.full(
+                    (), learning_rate, dtype=torch.float32, device=states.device
+                )
+            penalty = penalty + config.outside / config.learning_rate * learning_rate * alpha
         if config.overflow:
             excess = (rgba - rgba.clamp(0, 1)).abs().sum()
             excess = excess + (hidden - hidden.clamp(-1, 1)).abs().sum()
