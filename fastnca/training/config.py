@@ -240,12 +240,12 @@ _DISTILL: dict[str, Any] = {
 # looked at early stops growing by itself. At a lower rate from the start it grows up to the edge of
 # the grid and shrinks from there.
 _QUICK: dict[str, Any] = {
-    "iterations": 2400,
+    "iterations": 2600,
     "pool_size": 64,
     "learning_rate": 8e-3,
     "betas": (0.5, 0.5),
-    "milestones": (400, 1500, 2100),
-    "decay": 0.4,
+    "milestones": (400, 1600, 2250),
+    "decay": 0.3,
     "min_steps": 40,
     "max_steps": 80,
     "ramp": 1300,
@@ -254,7 +254,7 @@ _QUICK: dict[str, Any] = {
     "damage": 1,
     "damage_start": 1300,
     "clamp_loss": False,
-    "outside": 0.15,
+    "outside": 0.2,
     "gradient": "normalize",
     "fill_hidden": True,
     "repairs": 3,
