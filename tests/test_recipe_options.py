@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fastnca import NeuralCA, create_seed, create_target_circle
-from fastnca.commands.parser import option_phrases
+from fastnca.commands.recipe import option_phrases
 from fastnca.training import PRESETS, PoolTrainer, TrainConfig
 from fastnca.training.schedule import adapt, learning_rate
 from tests.helpers import excite

@@ -6,13 +6,9 @@ Ctrl-C, 143 SIGTERM.
 """
 
 import argparse
-import inspect
-import re
 import sys
 from collections.abc import Sequence
-from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any
 
 from fastnca import __version__
 from fastnca.backends import BACKENDS, BackendError
@@ -86,9 +82,9 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
+    from fastnca.commands.recipe import add_recipe
     from fastnca.commands.train import train
     from fastnca.targets import TARGETS
-    from fastnca.training import DEFAULT_PRESET, PRESETS, TrainConfig
 
     names = ", ".join(TARGETS)
     parser.set_defaults(run=train)
@@ -129,53 +125,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="several processes: how long one waits for another that no longer answers (600)",
     )
     _add_backend(parser)
-    recipe = parser.add_argument_group(
-        "recipe",
-        f"Each option changes one thing in the preset; in brackets what {DEFAULT_PRESET} has.",
-    )
-    recipe.add_argument(
-        "--preset",
-        choices=list(PRESETS),
-        default=DEFAULT_PRESET,
-        help=f"{DEFAULT_PRESET}: grows and heals, in a minute or two on two CPU cores; tutorial: "
-        "the tutorial's; growing, persistent, regenerating: the experiments of Distill's article",
-    )
-    phrases = option_phrases()
-    for option in fields(TrainConfig):
-        _add_option(recipe, option, phrases.get(option.name, ""))
-
-
-def option_phrases() -> dict[str, str]:
-    """Return what the docstring of `TrainConfig` says of each option; nothing with `python -OO`."""
-    from fastnca.training import TrainConfig
-
-    text = (inspect.getdoc(TrainConfig) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
-    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)
-    return {name: " ".join(phrase.split()).rstrip(".") for name, phrase in entries}
-
-
-def _add_option(group: "argparse._ArgumentGroup", option: "Field[Any]", phrase: str) -> None:
-    """Add the flag of one field of `TrainConfig`; without it the preset decides."""
-    from fastnca.training import DEFAULT_PRESET, TrainConfig
-
-    default = getattr(TrainConfig.preset(DEFAULT_PRESET), option.name)
-    if option.name == "seed":
-        default = 0
-    shown = " ".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
-    text = f"{phrase} ({shown or 'none'})".replace("%", "%%").replace("`", "")
-    flag = "--" + option.name.replace("_", "-")
-    if option.name == "seed":
-        group.add_argument(flag, type=int, default=0, metavar="N", help=text)
-    elif isinstance(option.default, bool):
-        switch = argparse.BooleanOptionalAction
-        group.add_argument(flag, action=switch, default=None, help=text)
-    elif isinstance(option.default, tuple):
-        kind, name = (type(option.default[0]), "X") if option.default else (_count, "N")
-        group.add_argument(flag, type=kind, nargs="*", metavar=name, help=text)
-    else:
-        kind = type(option.default)
-        name = {int: "N", float: "X", str: "NAME"}[kind]
-        group.add_argument(flag, type=kind, metavar=name, help=text)
+    add_recipe(parser, _count)
 
 
 def _add_grow(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,64 @@
+"""The options of a recipe as flags of `fastnca train`."""
+
+import argparse
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import Field, fields
+from typing import Any
+
+from fastnca.training import DEFAULT_PRESET, PRESETS, TrainConfig
+
+
+def add_recipe(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
+    """Add `--preset` and a flag for each field of `TrainConfig`.
+
+    Args:
+        parser: of the command.
+        count: type of the numbers in a list of iterations.
+    """
+    group = parser.add_argument_group(
+        "recipe",
+        f"Each option changes one thing in the preset; in brackets what {DEFAULT_PRESET} has.",
+    )
+    group.add_argument(
+        "--preset",
+        choices=list(PRESETS),
+        default=DEFAULT_PRESET,
+        help=f"{DEFAULT_PRESET}: grows and heals, in minutes on two CPU cores; tutorial: the "
+        "tutorial's; growing, persistent, regenerating: the experiments of Distill's article",
+    )
+    phrases = option_phrases()
+    for option in fields(TrainConfig):
+        _add_option(group, option, phrases.get(option.name, ""), count)
+
+
+def option_phrases() -> dict[str, str]:
+    """Return what the docstring of `TrainConfig` says of each option; nothing with `python -OO`."""
+    text = (inspect.getdoc(TrainConfig) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)
+    return {name: " ".join(phrase.split()).rstrip(".") for name, phrase in entries}
+
+
+def _add_option(
+    group: "argparse._ArgumentGroup", option: "Field[Any]", phrase: str, count: Callable[[str], int]
+) -> None:
+    """Add the flag of one field; without it the preset decides."""
+    default = getattr(TrainConfig.preset(DEFAULT_PRESET), option.name)
+    if option.name == "seed":
+        default = 0
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
+    text = f"{phrase} ({shown or 'none'})".replace("%", "%%").replace("`", "")
+    flag = "--" + option.name.replace("_", "-")
+    if option.name == "seed":
+        group.add_argument(flag, type=int, default=0, metavar="N", help=text)
+    elif isinstance(option.default, bool):
+        switch = argparse.BooleanOptionalAction
+        group.add_argument(flag, action=switch, default=None, help=text)
+    elif isinstance(option.default, tuple):
+        kind, name = (type(option.default[0]), "X") if option.default else (count, "N")
+        group.add_argument(flag, type=kind, nargs="*", metavar=name, help=text)
+    else:
+        kind = type(option.default)
+        name = {int: "N", float: "X", str: "NAME"}[kind]
+        group.add_argument(flag, type=kind, metavar=name, help=text)
