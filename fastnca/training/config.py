@@ -240,11 +240,11 @@ _DISTILL: dict[str, Any] = {
 # looked at early stops growing by itself. At a lower rate from the start it grows up to the edge of
 # the grid and shrinks from there.
 _QUICK: dict[str, Any] = {
-    "iterations": 2600,
+    "iterations": 2400,
     "pool_size": 64,
     "learning_rate": 8e-3,
     "betas": (0.5, 0.5),
-    "milestones": (400, 1600, 2250),
+    "milestones": (400, 1300, 1900),
     "decay": 0.3,
     "min_steps": 40,
     "max_steps": 80,
