@@ -180,8 +180,8 @@ def test_a_model_that_learns_nothing_is_told_so_once(caplog):
     advance(each, 2 * LEARNING_BY + 1)
     (said,) = warnings(caplog)
     assert said == (
-        "the loss was that of an empty grid in 300 iterations in a row, up to iteration 300: "
-        "nothing has been learned yet; a higher learning_rate may help"
+        "the loss was no lower than that of an empty grid in 300 iterations in a row, up to "
+        "iteration 300: nothing has been learned yet; a higher learning_rate may help"
     )
 
 

@@ -2,7 +2,7 @@
 
 config.py      TrainConfig and the presets
 memory.py      what a run needs, and whether it is there
-schedule.py    the learning rate
+schedule.py    learning rate, steps and damage in the course of a run
 draw.py        every random choice of an iteration
 pool.py        SamplePool: states on the device
 host_pool.py   HostPool: states in host memory, read ahead

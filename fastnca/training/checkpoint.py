@@ -41,9 +41,10 @@ FREE_OPTIONS = (
     "keep",
     "pool_memory",
     "checkpoint_every",
+    "repairs",
 )
-"""Options that may differ between save and resume: they change no number of the run, but for
-`iterations` with schedule="cosine", which changes the learning rate from there on."""
+"""Options that may differ between save and resume: they change no number of a run in which
+nothing goes wrong, but for `iterations` with schedule="cosine", which changes the learning rate."""
 
 
 def shard_name(rank: int, size: int) -> str:

@@ -37,7 +37,7 @@ class Fault(enum.Enum):
     STANDSTILL = "the gradient was exactly 0"
     NOT_FINITE = "loss or gradient was not finite"
     RISEN = "the model has lost what it had learned"
-    EMPTY = "the loss was that of an empty grid"
+    EMPTY = "the loss was no lower than that of an empty grid"
 
 
 class Doctor:

@@ -224,12 +224,12 @@ class Iteration:
         return F.mse_loss(rgba, target, reduction="none").mean(dim=(1, 2, 3))
 
     def _penalty(self, states: Tensor, learning_rate: float | Tensor) -> Tensor:
-        """Return the penalties on values where or how they should not be: `[]`."""
+        """Return the penalties `outside` and `overflow`, summed: `[]`."""
         config, rgba, hidden = self._config, states[:, :4], states[:, 4:]
         penalty = torch.zeros_like(states[0, 0, 0, 0])
         if config.outside:
             empty = self._target[:, ALPHA] == 0
-            alpha = (states[:, ALPHA].clamp(min=0) * empty).mean()
+            alpha = (F.relu(states[:, ALPHA]) * empty).mean()
             if not isinstance(learning_rate, Tensor):  # float32, as on the device
                 learning_rate = torch.full(
                     (), learning_rate, dtype=torch.float32, device=states.device
