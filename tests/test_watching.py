@@ -40,7 +40,7 @@ def test_the_options_of_a_run_train_the_same_again(finished, tmp_path):
     options = finished / "run.toml"
     saved = tomllib.loads(options.read_text())
     assert saved["size"] == 12
-    assert saved["learning_rate"] == 2e-3  # of the preset
+    assert saved["learning_rate"] == 8e-3  # of the preset
     assert "out" not in saved
     out = tmp_path / "again"
     assert main(["train", "--config", str(options), "--out", str(out)]) == 0

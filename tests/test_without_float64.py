@@ -46,8 +46,8 @@ def test_losses_keep_the_bits_that_the_model_computed():
     seen = []
     real = each.iterate._differentiate
 
-    def differentiate(states, draw):
-        seen.append(real(states, draw))
+    def differentiate(*arguments):
+        seen.append(real(*arguments))
         return seen[-1]
 
     each.iterate._differentiate = differentiate
