@@ -353,6 +353,7 @@ def test_growth_and_healing_loss_compare_rollouts_from_the_seed():
     expected = sum(map(loss, grown)) / 4
     assert growth_loss(each.model, each) == pytest.approx(expected, rel=1e-5)
     assert healing_loss(each.model, each) == pytest.approx(loss(healed), rel=1e-5)
+    assert growth_loss(each.model, each, 5) != growth_loss(each.model, each)
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -25,10 +25,9 @@ HEALING_STEPS = 200
 """Steps after the damage before a state is compared with the target."""
 
 _ROLLOUTS = 2
-_MASK_SEED = 0
 
 
-def growth_loss(model: NeuralCA, trainer: PoolTrainer) -> float:
+def growth_loss(model: NeuralCA, trainer: PoolTrainer, mask_seed: int = 0) -> float:
     """Grow from the seed, with random updates as in training, and compare with the target.
 
     The loss of a training batch says little about that: it depends on which states were drawn
@@ -37,30 +36,33 @@ def growth_loss(model: NeuralCA, trainer: PoolTrainer) -> float:
     Args:
         model: the model to look at, in training mode; it is not changed.
         trainer: whose seed state, target and update rate are used.
+        mask_seed: fixes the masks; `BestWeights` chooses with those of 0.
 
     Returns:
-        Mean squared error of clamped RGBA, averaged over `GROWTH_STEPS` and two rollouts; always
-        with the same masks.
+        Mean squared error of clamped RGBA, averaged over `GROWTH_STEPS` and two rollouts.
     """
-    return _judge(model, trainer, damage=False)[0]
+    return _judge(model, trainer, False, mask_seed)[0]
 
 
-def healing_loss(model: NeuralCA, trainer: PoolTrainer) -> float:
+def healing_loss(model: NeuralCA, trainer: PoolTrainer, mask_seed: int = 0) -> float:
     """Grow from the seed, set the tutorial's square to zero, heal, and compare with the target.
 
     Args:
         model: the model to look at, in training mode; it is not changed.
         trainer: as in `growth_loss`.
+        mask_seed: as in `growth_loss`.
 
     Returns:
         Mean squared error of clamped RGBA, `HEALING_STEPS` steps after damage that comes
-        `DAMAGE_STEPS` steps from the seed; the mean of two rollouts, always with the same masks.
+        `DAMAGE_STEPS` steps from the seed; the mean of two rollouts.
     """
-    return _judge(model, trainer, damage=True)[1]
+    return _judge(model, trainer, True, mask_seed)[1]
 
 
 @torch.no_grad()
-def _judge(model: NeuralCA, trainer: PoolTrainer, damage: bool) -> tuple[float, float]:
+def _judge(
+    model: NeuralCA, trainer: PoolTrainer, damage: bool, mask_seed: int = 0
+) -> tuple[float, float]:
     """Return growth loss and, with `damage`, healing loss; NaN without."""
     state, losses, done = trainer.seed_state.repeat(_ROLLOUTS, 1, 1, 1), [], 0
     target, healing = trainer.target.expand(_ROLLOUTS, -1, -1, -1), math.nan
@@ -68,7 +70,7 @@ def _judge(model: NeuralCA, trainer: PoolTrainer, damage: bool) -> tuple[float, 
 
     def grow(state: Tensor, steps: int, done: int) -> Tensor:
         rate = trainer.config.update_rate
-        return model.run_steps(state, steps, rate, seed=_MASK_SEED, first_step=done)
+        return model.run_steps(state, steps, rate, seed=mask_seed, first_step=done)
 
     def loss(state: Tensor) -> float:
         return float(F.mse_loss(get_visible_state(state), target))
