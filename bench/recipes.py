@@ -1,4 +1,4 @@
-"""Which recipe grows the best pattern in a given time: the study behind the preset `quick`.
+"""Which recipe grows the best pattern in a given time: a study of the preset `quick`.
 
     python -m bench.recipes [--csv FILE] [--seconds 20] [--size 24] [--jobs 2] [--cases a,b]
     python -m bench.recipes --report
@@ -8,7 +8,7 @@ trainer, on one thread of the CPU, and judged by `bench.judge`. All cases get th
 run, which is not recorded, tells how many iterations of a case take `--seconds` of one core, and
 options that count iterations are stretched alike. Runs that are in the file already are not
 repeated, so a study that was stopped goes on. The grid is smaller than the tutorial's, so that six
-seeds of three targets are affordable; what it finds is confirmed at 64x64 by `bench.quality`.
+seeds of three targets are affordable; what it finds is to be confirmed at 64x64 by `bench.quality`.
 
 `--report` writes the table beside the CSV.
 """

@@ -236,7 +236,7 @@ _DISTILL: dict[str, Any] = {
     "fill_hidden": True,
     "repairs": 3,
 }
-# Found by measurement (bench/recipes.py). Short rollouts at a high rate first: a pattern that is
+# Found by single runs, see docs/recipe.md. Short rollouts at a high rate first: a pattern that is
 # looked at early stops growing by itself. At a lower rate from the start it grows up to the edge of
 # the grid and shrinks from there.
 _QUICK: dict[str, Any] = {
