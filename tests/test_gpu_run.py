@@ -16,7 +16,7 @@ import torch
 from bench import sections
 from bench.gpu import results, run, timing
 from bench.gpu.measure import Rows
-from bench.gpu.parts import PARTS, Part
+from bench.gpu.parts import PARTS, Part, _suite
 from bench.gpu.results import Row
 from bench.results import read_csv
 from tests.kernels.conftest import INTERPRETED
@@ -109,6 +109,7 @@ def test_a_part_that_hangs_is_killed_with_its_children(tmp_path: Path, parts, mo
     monkeypatch.setattr(run, "GRACE", 0.5)
     code = (
         "import signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "open(sys.argv[1] + '/child', 'w').write(str(child.pid))\n"
@@ -145,30 +146,65 @@ def test_an_unknown_part_is_refused(tmp_path: Path, capsys) -> None:
     assert "unknown part races; there are smoke, parity" in capsys.readouterr().err
 
 
-JUNIT = '<testsuites><testsuite tests="{}" failures="{}" errors="0" skipped="{}"/></testsuites>'
+SUITE = """
+import time
+import pytest
+
+def test_right():
+    pass
+
+def test_wrong():
+    assert 1 == 2
+
+@pytest.mark.skip
+def test_skipped():
+    pass
+
+@pytest.mark.skipif(not {hangs}, reason="nothing is to hang")
+def test_that_hangs():
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path, parts, monkeypatch):
+    """Return what makes and runs a part of tests, and returns what became of it."""
+
+    def put(chosen: str, hangs: bool = False, limit: float = 30) -> dict[str, str]:
+        (tmp_path / "test_suite.py").write_text(SUITE.format(hangs=hangs))
+        monkeypatch.setattr("bench.gpu.parts.TESTS", str(tmp_path))
+        parts(Part("suite", "", limit, _suite("suite", ["test_suite.py"], chosen)))
+        run.main([str(tmp_path)])
+        return outcomes(tmp_path)["suite"]
+
+    return put
 
 
 @pytest.mark.parametrize(
-    ("counts", "code", "status", "reason"),
+    ("chosen", "status", "reason", "counts"),
     [
-        ((5, 0, 2), 0, "passed", ""),
-        ((5, 1, 0), 1, "failed", "exit status 1"),
-        ((5, 0, 5), 0, "failed", "every test was skipped"),
+        ("right or skipped", "passed", "", ("1", "0", "1")),
+        ("right or wrong", "failed", "exit status 1", ("2", "1", "0")),
+        ("skipped", "failed", "every test was skipped", ("0", "0", "1")),
     ],
 )
-def test_tests_are_counted(counts, code, status, reason, tmp_path: Path, parts) -> None:
-    made = JUNIT.format(*counts)
-    parts(
-        script(
-            "suite",
-            f"import sys; open(sys.argv[1] + '/suite.xml', 'w').write({made!r})\n"
-            f"raise SystemExit({code})",
-        )
-    )
-    run.main([str(tmp_path)])
-    found = outcomes(tmp_path)["suite"]
+def test_tests_are_counted(chosen, status, reason, counts, suite) -> None:
+    found = suite(chosen)
     assert (found["status"], found["reason"]) == (status, reason)
-    assert (found["tests"], found["failures"]) == (str(counts[0] - counts[2]), str(counts[1]))
+    assert (found["tests"], found["failures"], found["skips"]) == counts
+
+
+def test_a_part_that_is_stopped_has_said_what_failed(suite, tmp_path: Path) -> None:
+    found = suite("test", hangs=True, limit=8)
+    assert (found["status"], found["tests"], found["failures"]) == ("stopped", "2", "1")
+    with tarfile.open(tmp_path / "gpu.tar.gz") as tar:
+        log, reports = (
+            tar.extractfile(f"gpu/{name}").read().decode() for name in ("suite.log", "suite.jsonl")
+        )
+    assert "assert 1 == 2" in log  # pytest was interrupted, not killed
+    lines = [json.loads(line) for line in reports.splitlines()]
+    (wrong,) = (line for line in lines if "wrong" in line["test"])
+    assert "assert 1 == 2" in wrong["reason"]
 
 
 def make_run(folder: Path, **status: str) -> list[Row]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 TESTS = "tests/kernels"
 LEFT_OUT = "not compiler and not 2_to_the_31"
-WORKERS = "8"
+WORKERS = str(min(16, os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def _suite(
             return [[*command, "--collect-only"]]
         if workers:
             command += ["-n", workers, "--dist", "load"]
-        return [[*command, f"--junitxml={os.path.join(folder, name)}.xml"]]
+        reports = os.path.join(folder, f"{name}.jsonl")
+        return [[*command, "-p", "bench.gpu.reports", "--reports", reports]]
 
     return commands
 
@@ -100,6 +101,7 @@ _NCU = (
     "--set=detailed",
 )
 _MEMCHECK = ("compute-sanitizer", "--tool=memcheck", "--error-exitcode=9")
+_ONE_THREAD = ("OMP_NUM_THREADS", "1")  # a worker per core computes the reference
 _NO_GRAPHS = ("FASTNCA_GRAPHS", "0")
 _NO_CACHE = ("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
 
@@ -109,15 +111,16 @@ PARTS = {
         Part(
             "smoke",
             "versions and device; 1, 3 and 8 steps against the reference, every gradient",
-            45,
+            90,
             _module("bench.gpu.smoke"),
             proves=True,
         ),
         Part(
             "parity",
             "every comparison with the reference, repetition, replay, training iterations",
-            100,
+            200,
             _suite("parity", _PARITY, LEFT_OUT, WORKERS),
+            (_ONE_THREAD,),
             proves=True,
         ),
         Part(
@@ -140,6 +143,7 @@ PARTS = {
             "torch operators, and a rollout within one compiled graph",
             70,
             _suite("compile", ["test_operators.py", "test_gpu.py"], "operators or compiler", "4"),
+            (_ONE_THREAD,),
         ),
         Part(
             "captures",

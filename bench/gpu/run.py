@@ -9,6 +9,7 @@ of its processes.
 
 import argparse
 import csv
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import sys
 import tarfile
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -84,7 +85,7 @@ def run_part(part: Part, folder: Path, rehearse: bool, seconds: float) -> Outcom
             if code:
                 status, reason = FAILED, f"exit status {code}"
                 break
-    counted = _count(folder / f"{part.name}.xml")
+    counted = _count(folder / f"{part.name}.jsonl")
     if status == PASSED and counted and counted[0] == 0:
         status, reason = FAILED, "every test was skipped"
     return Outcome(part.name, status, reason, time.monotonic() - started, *counted)
@@ -93,7 +94,10 @@ def run_part(part: Part, folder: Path, rehearse: bool, seconds: float) -> Outcom
 def _run(
     command: list[str], environment: dict[str, str], log: TextIO, seconds: float
 ) -> int | None:
-    """Run a command and return its exit status, None if it had to be stopped."""
+    """Run a command and return its exit status, None if it had to be stopped.
+
+    It is interrupted first, so that pytest still says what failed.
+    """
     process = subprocess.Popen(
         command,
         stdout=log,
@@ -105,7 +109,7 @@ def _run(
     try:
         return process.wait(max(seconds, 0.1))
     except subprocess.TimeoutExpired:
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
             with suppress(subprocess.TimeoutExpired):
@@ -116,18 +120,12 @@ def _run(
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _count(report: Path) -> tuple[int, ...]:
-    """Return run, failed and skipped tests of a JUnit report; nothing without a whole one."""
-    try:
-        suites = ElementTree.parse(report).iter("testsuite")
-        numbers = [[int(s.get(key, 0)) for key in _KEYS] for s in suites]
-    except (OSError, ElementTree.ParseError):
+def _count(reports: Path) -> tuple[int, ...]:
+    """Return run, failed and skipped tests; nothing without the file of `bench.gpu.reports`."""
+    if not reports.exists():
         return ()
-    tests, failures, errors, skips = (sum(column) for column in zip(*numbers, strict=True))
-    return tests - skips, failures + errors, skips
-
-
-_KEYS = ("tests", "failures", "errors", "skipped")
+    found = Counter(json.loads(line)["outcome"] for line in reports.read_text().splitlines())
+    return found["passed"] + found["failed"], found["failed"], found["skipped"]
 
 
 def save(folder: Path, out: Path, outcomes: list[Outcome], rehearse: bool) -> None:

@@ -4,8 +4,12 @@ Triton decides at import, so the switch is thrown before anything imports the ke
 visible only to the tests of this folder.
 """
 
+import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -22,6 +26,27 @@ with pytest.MonkeyPatch.context() as _patch:
         _patch.setenv("TRITON_INTERPRET", "1")
     import fastnca.fused.operators  # noqa: F401
     import tests.kernels.probes  # noqa: F401
+
+
+def _compile_once(compile_: Any) -> Any:
+    """Let parallel test processes wait for each other's kernels instead of compiling them again.
+
+    Triton looks into its cache on disk only before it compiles; the file lock makes the second
+    process look when the first is done.
+    """
+    folder = Path(tempfile.gettempdir(), f"fastnca-compiling-{os.getuid()}")
+    folder.mkdir(exist_ok=True)
+
+    def locked(src: Any, *arguments: Any, **options: Any) -> Any:
+        with (folder / src.hash()).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            return compile_(src, *arguments, **options)
+
+    return locked
+
+
+if not INTERPRETED:
+    triton.compiler.compile = _compile_once(triton.compiler.compile)
 
 
 @pytest.fixture(scope="session")
