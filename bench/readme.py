@@ -54,9 +54,15 @@ def render(
     parts.append(sections.time_to_quality(quality))
     parts += [sections.gpu(rows, str(path.relative_to(ROOT))) for path, rows in gpus.items()]
     if not gpus:
-        parts.append("**No GPU has been measured yet.**")
+        parts.append(_NO_GPU)
     parts.append(sections.compiled_kernels(kernels))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_NO_GPU = """\
+**No GPU has been measured with all tests passed yet.** In a first run on an H200, a training
+iteration took 2.8 ms at batch 8, 25 times less than the tutorial's class (70 ms), and 12.6 ms at
+batch 64, 8 times less; see [docs/gpu.md](docs/gpu.md)."""
 
 
 def updated(text: str, generated: str) -> str:

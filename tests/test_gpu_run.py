@@ -59,6 +59,7 @@ def test_the_rehearsal_goes_through_every_part(tmp_path: Path) -> None:
     for provider in ("tutorial", "compile", "launched", "replayed"):
         assert {(provider, mode) for mode in ("rollout", "rollout+backward", "training")} <= kinds
     assert ("persistent", "rollout") in kinds
+    assert {("launch, table", "forward"), ("launch, table", "backward")} <= kinds
     assert {("launched", "step, host"), ("launched", "step backward, host")} <= kinds
     assert {row.status for row in rows} == {"ok"}
     text = (tmp_path / "summary.md").read_text()

@@ -129,6 +129,12 @@ PARTS = {
             170,
             _module("bench.gpu.timing", "{folder}/rows.jsonl"),
         ),
+        Part(
+            "launches",
+            "the step kernels with other tiles and programs",
+            100,
+            _module("bench.gpu.launches", "{folder}/rows.jsonl"),
+        ),
         Part("ncu", "Nsight Compute on both step kernels", 45, _profiled(*_NCU), tool="ncu"),
         Part(
             "memcheck",

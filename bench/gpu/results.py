@@ -29,9 +29,10 @@ class Row:
     """One measurement.
 
     Attributes:
-        provider: see `bench.gpu.timing`.
+        provider: see `bench.gpu.timing` and `bench.gpu.launches`, whose begin with "launch, ".
         mode: "rollout", "rollout+backward", "training", "final loss", or what the host spends on
-            one call of the model and on its gradients, "step, host" and "step backward, host".
+            one call of the model and on its gradients, "step, host" and "step backward, host"; of
+            `bench.gpu.launches`, "forward", or "backward" with the way forward.
         batch, size, steps: grids, their height and width, and steps of a rollout.
         status: "ok" or "failed".
         reason: why it failed.
@@ -136,6 +137,22 @@ def training_table(rows: Iterable[Row]) -> list[str]:
     return lines
 
 
+def launch_table(rows: Iterable[Row], most: int = 6) -> list[str]:
+    """Return a Markdown table of the fastest launches of `bench.gpu.launches`."""
+    cases: dict[tuple[str, int | None], list[Row]] = {}
+    for row in rows:
+        if row.provider.startswith("launch, ") and row.milliseconds is not None:
+            cases.setdefault((row.mode, row.batch), []).append(row)
+    lines = ["| launch | of | batch | steps | ms |", "| --- | --- | --- | --- | --- |"]
+    for (mode, batch), found in cases.items():
+        order = sorted(found, key=lambda row: row.milliseconds or 0.0)
+        table = [row for row in order[most:] if row.provider == "launch, table"]
+        for row in order[:most] + table:
+            name = row.provider.removeprefix("launch, ")
+            lines.append(f"| {name} | {mode} | {batch} | {row.steps} | {row.milliseconds:.4g} |")
+    return lines if cases else []
+
+
 def _kinds(rows: Iterable[Row], modes: tuple[str, ...]) -> list[tuple[str, int]]:
     """Return provider and batch of the rows in these modes, in the order of the tables."""
     kinds = {(row.provider, row.batch) for row in rows if row.mode in modes}
@@ -174,6 +191,8 @@ def summary(rows: list[Row], parts: dict[str, dict[str, Any]], rehearse: bool) -
         lines.append(f"| {name} | {part['status']} | {seconds} | {counts} | {part['reason']} |")
     if rows:
         lines += ["", *rollout_table(rows), "", *training_table(rows)]
+    if launches := launch_table(rows):
+        lines += ["", *launches]
     host = [f"{r.mode} {1e3 * r.milliseconds:.0f} us" for r in rows if "host" in r.mode]
     if host:
         lines += ["", f"One step of the tutorial's own loop: {', '.join(host)}."]
