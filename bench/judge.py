@@ -1,6 +1,7 @@
-"""Does a trained model grow, stay as it is and heal: what is asked of the default recipe."""
+"""Does a model grow, stay as it is and heal: what is asked of the default recipe."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,9 @@ from torch import Tensor
 
 from fastnca import NeuralCA, get_visible_state
 from fastnca.states import ALIVE_THRESHOLD, ALPHA, middle_square, rectangle
+from fastnca.training import BestWeights, CollapsedError, DivergedError, PoolTrainer
 from fastnca.training.best import DAMAGE_STEPS, HEALING_STEPS
+from fastnca.training.step import StepResult
 
 ROLLOUTS = 4
 MASK_SEED = 1000
@@ -43,8 +46,7 @@ class Judgement:
 
     def holds(self) -> dict[str, bool]:
         """Tell for each bound whether it holds."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        found = {name: values[name] <= share * self.empty for name, share in BOUNDS.items()}
+        found = {name: getattr(self, name) <= share * self.empty for name, share in BOUNDS.items()}
         return {**found, "scraps": self.scraps == 0}
 
 
@@ -96,6 +98,23 @@ def judge(model: NeuralCA, seed_state: Tensor, target: Tensor) -> Judgement:
     living = (state[:, ALPHA] > ALIVE_THRESHOLD).flatten(1).any(1)
     model.train(training)
     return Judgement(**values, dead=float((~living).float().mean()))
+
+
+def fit(trainer: PoolTrainer, best: BestWeights, on_step: Callable[[StepResult], None]) -> str:
+    """Train to the end and load the best weights into the trainer's model.
+
+    Returns:
+        "done", "collapsed" or "diverged".
+    """
+    ended = "done"
+    try:
+        trainer.fit(progress=False, on_step=on_step)
+    except CollapsedError:
+        ended = "collapsed"
+    except DivergedError:
+        ended = "diverged"
+    trainer.model.load_state_dict(best.weights)
+    return ended
 
 
 def _scraps(states: Tensor, target: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.judge import Judgement, judge
+from bench.judge import Judgement, fit, judge
 from bench.machine import describe, keep_freed_memory
 from bench.providers import TutorialCA
 from bench.results import read_if_there, write_csv
@@ -35,8 +35,6 @@ from fastnca.training import (
     DEFAULT_PRESET,
     PRESETS,
     BestWeights,
-    CollapsedError,
-    DivergedError,
     PoolTrainer,
     TrainConfig,
 )
@@ -48,8 +46,8 @@ _ROUNDS, _STEPS = 3, 16  # of the tutorial's class
 
 
 @dataclass(frozen=True)
-class Result:
-    """One training run.
+class Result(Judgement):
+    """One training run, and what the model that it saved does.
 
     Attributes:
         target: name or picture file.
@@ -64,7 +62,6 @@ class Result:
         reached_seconds: the same; 0 if they never did.
         tutorial_seconds: projected time of the tutorial's class for `reached` iterations, for all
             of them if the bounds never held.
-        empty and what follows: see `bench.judge.Judgement`, of the model that is saved.
         machine and what follows: see `bench.machine.Machine`.
     """
 
@@ -79,23 +76,10 @@ class Result:
     reached: int
     reached_seconds: float
     tutorial_seconds: float
-    empty: float
-    grown_96: float
-    grown_192: float
-    grown_480: float
-    grown_2000: float
-    healed: float
-    scraps: float
-    dead: float
     machine: str
     threads: int
     torch: str
     commit: str
-
-    @property
-    def judgement(self) -> Judgement:
-        """What the model does."""
-        return Judgement(**{f.name: getattr(self, f.name) for f in fields(Judgement)})
 
 
 class _Watch:
@@ -139,14 +123,8 @@ def train(target: Tensor, seed: int, config: TrainConfig) -> tuple[dict[str, flo
     model = NeuralCA()
     trainer = PoolTrainer(model.to(target.device), target, config)
     best = BestWeights(trainer)
-    watch, ended = _Watch(trainer, best), "done"
-    try:
-        trainer.fit(progress=False, on_step=watch)
-    except CollapsedError:
-        ended = "collapsed"
-    except DivergedError:
-        ended = "diverged"
-    model.load_state_dict(best.weights)
+    watch = _Watch(trainer, best)
+    ended = fit(trainer, best, watch)
     reached, seconds, steps = watch.reached or (0, 0.0, watch.steps)
     facts = {
         "ended": ended,
@@ -245,7 +223,7 @@ def main() -> int:
 
 def _sentence(result: Result) -> str:
     """Say how a run went."""
-    broken = [name for name, holds in result.judgement.holds().items() if not holds]
+    broken = [name for name, holds in result.holds().items() if not holds]
     errors = result.grown_96, result.grown_192, result.grown_480, result.healed, result.grown_2000
     shown = " ".join(f"{error:.4f}" for error in errors)
     reached = f"bounds hold after {result.reached_seconds:.0f} s, " if result.reached else ""

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ from typing import Any
 import torch
 
 from bench.cases import RECIPES
-from bench.judge import BOUNDS, Judgement, judge
+from bench.judge import BOUNDS, Judgement, fit, judge
 from bench.machine import ROOT, describe
 from bench.results import read_if_there, write_csv
 from fastnca import NeuralCA, create_target
-from fastnca.training import BestWeights, CollapsedError, DivergedError, PoolTrainer, TrainConfig
+from fastnca.training import BestWeights, PoolTrainer, TrainConfig
 
 OUTPUT = ROOT / "bench" / "results" / "cpu-2core-recipes.csv"
 TARGETS = ("circle", "heart", "leaf")
@@ -41,8 +41,8 @@ _PILOT_SEED = 1000
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training run.
+class Run(Judgement):
+    """One training run, and what the model that it left does.
 
     Attributes:
         case: name in `bench.cases.RECIPES`.
@@ -50,7 +50,6 @@ class Run:
         iterations: how many.
         seconds: of one core.
         ended: "done", "collapsed" or "diverged".
-        empty and what follows: see `bench.judge.Judgement`.
         machine, torch, commit: see `bench.machine.Machine`.
     """
 
@@ -61,22 +60,9 @@ class Run:
     iterations: int
     seconds: float
     ended: str
-    empty: float
-    grown_96: float
-    grown_192: float
-    grown_480: float
-    grown_2000: float
-    healed: float
-    scraps: float
-    dead: float
     machine: str
     torch: str
     commit: str
-
-    @property
-    def judgement(self) -> Judgement:
-        """What the model does."""
-        return Judgement(**{f.name: getattr(self, f.name) for f in fields(Judgement)})
 
     @property
     def score(self) -> float:
@@ -102,16 +88,9 @@ def train(case: str, target: str, size: int, seed: int, iterations: int) -> dict
     model, picture = NeuralCA(), create_target(target, size)
     trainer = PoolTrainer(model, picture, make_config(case, iterations, seed))
     best = BestWeights(trainer, decay=RECIPES[case].get("average", 0.98))
-    ended = "done"
     start = time.process_time()
-    try:
-        trainer.fit(progress=False, on_step=best)
-    except CollapsedError:
-        ended = "collapsed"
-    except DivergedError:
-        ended = "diverged"
+    ended = fit(trainer, best, best)
     seconds = time.process_time() - start
-    model.load_state_dict(best.weights)
     facts = {"case": case, "target": target, "size": size, "seed": seed, "ended": ended}
     facts |= {"iterations": trainer.iteration, "seconds": seconds}
     return facts | asdict(judge(model, trainer.seed_state, picture))
@@ -164,7 +143,7 @@ def _line(case: str, runs: list[Run]) -> str:
         return f"{statistics.mean(getattr(run, name) / run.empty for run in runs):.1%}"
 
     differs = ", ".join(f"{name} {value}" for name, value in RECIPES[case].items())
-    within = [all(run.judgement.holds().values()) for run in runs]
+    within = [all(run.holds().values()) for run in runs]
     cells = [
         case,
         differs or "nothing",
@@ -236,7 +215,7 @@ def _run(cases: list[str], options: argparse.Namespace) -> None:
 
 
 def _sentence(run: Run) -> str:
-    held = sum(run.judgement.holds().values())
+    held = sum(run.holds().values())
     return (
         f"{run.case:<20} {run.target:<7} seed {run.seed}: {run.score:6.1%} of an empty grid, "
         f"{held} of {len(BOUNDS) + 1} bounds, {run.iterations} iterations, {run.seconds:.0f} s"

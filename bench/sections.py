@@ -185,7 +185,7 @@ def _quality(target: str, runs: list[Result]) -> str:
     def worst(name: str) -> str:
         return f"{max(getattr(run, name) / run.empty for run in runs):.1%}"
 
-    fine = [all(run.judgement.holds().values()) for run in runs]
+    fine = [all(run.holds().values()) for run in runs]
     reached = [run for run in runs if run.reached]
     cells = [
         target,
