@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from fastnca import NeuralCA, create_target_circle, get_visible_state
 from fastnca.training import PoolTrainer, Processes, RunDirectory, TrainConfig
+from fastnca.training.doctor import PATIENCE
 from fastnca.training.draw import Randomness
 from tests.helpers import excite
 from tests.runs import advance, tensors
@@ -76,6 +77,13 @@ def train(processes, directory):
         each.pool.states[:, 3] = float("nan")
     said["skipped"] = [each.step().skipped for _ in range(3)]
     said["weights of skipped"] = digest(each.model.parameters())
+
+    each = make(processes, repairs=2)
+    with torch.no_grad():
+        each.model.update_net[2].bias.fill_(-2.0)  # every state dies
+    advance(each, PATIENCE + 4)
+    said["repairs"], said["rate"] = each.recovery.repairs, each.step().learning_rate
+    said["weights of repaired"] = digest(each.model.parameters())
 
     straight, first = make(processes), make(processes)
     advance(straight, 8)

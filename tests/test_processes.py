@@ -99,6 +99,13 @@ def test_bad_numbers_in_one_process_void_the_iteration_in_all(group):
     assert same(said, "weights of skipped")
 
 
+def test_a_repair_is_made_in_all_alike(group):
+    said, _ = group
+    assert [each["repairs"] for each in said] == [1] * len(said)
+    assert {each["rate"] for each in said} == {1e-3}
+    assert same(said, "weights of repaired")
+
+
 def test_nothing_keeps_the_group_that_was_left(group):
     said, _ = group
     assert [each["group is gone"] for each in said] == [True] * len(said)
