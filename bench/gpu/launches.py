@@ -3,9 +3,10 @@
     python -m bench.gpu.launches ROWS.jsonl [--rehearse]
 
 The first run on an H200 found steps four to five times longer than their instructions take to
-issue: the kernels wait. More programs on a multiprocessor, of smaller tiles, hide that, and cost
-instructions. Rollouts are replayed, for 64 and 8 grids of 64x64 cells that are all alive. The state
-or the gradients of each candidate are compared with those of the table's choice.
+issue: the kernels wait. More programs on a multiprocessor, of smaller tiles or with fewer
+registers, hide that, and cost instructions. Rollouts are replayed, for 64 and 8 grids of 64x64
+cells that are all alive. The state or the gradients of each candidate are compared with those of
+the table's choice.
 """
 
 import argparse
@@ -26,28 +27,59 @@ from bench.runners import Timed
 from bench.timing import Clock
 from fastnca import NeuralCA
 from fastnca.fused import graphs, release_graphs, storage
-from fastnca.kernels import LaunchConfig, choose_launch, device_facts
+from fastnca.kernels import LaunchConfig, choose_launch, device_facts, launch
 
 STEPS, ROUNDS = 32, 10
 REHEARSED = 2, 1
 TOLERANCE = 3e-2
 """Of the largest value, with fp16 operands."""
 
-CANDIDATES = tuple(product((16, 8, 4), (4, 8), (1, 2, 3, 4)))
-"""Rows of a tile, warps of a program, programs of a multiprocessor."""
+CANDIDATES: dict[str, tuple[tuple[int, int, int, int | None], ...]] = {
+    "forward": (
+        (16, 4, 2, None),
+        (16, 4, 3, 168),
+        (16, 4, 4, 128),
+        (16, 8, 2, 128),
+        (8, 4, 4, None),
+        (8, 4, 3, None),
+        (4, 4, 3, None),
+        (16, 4, 1, None),
+    ),
+    "backward": (
+        (16, 8, 1, None),
+        (8, 4, 2, None),
+        (8, 4, 3, 168),
+        (8, 8, 2, 128),
+        (4, 4, 2, None),
+        (4, 4, 3, 168),
+        (4, 8, 2, 128),
+        (16, 8, 2, 128),
+    ),
+}
+"""Rows of a tile, warps of a program, programs of a multiprocessor, most registers of a thread;
+as many programs are resident on compute capability 9.0 by the registers and shared memory that
+Triton 3.6 gives them. The first of each direction is what `choose_launch` says."""
 
 
 @contextmanager
-def launched_as(direction: str, config: LaunchConfig | None) -> Iterator[None]:
-    """Launch the step kernels of one direction as `config` says; None changes nothing."""
+def launched_as(
+    direction: str, config: LaunchConfig | None = None, registers: int | None = None
+) -> Iterator[None]:
+    """Launch the step kernels of one direction as `config` says, with at most so many registers.
+
+    The other direction keeps its tiles; the limit of the registers holds for it, too.
+    """
 
     def choose(asked: str, *arguments: Any) -> LaunchConfig:
         if config is not None and asked == direction:
             return config
         return choose_launch(asked, *arguments)
 
+    limit = {} if registers is None else {"maxnreg": registers}
     with (
         mock.patch.object(storage, "choose_launch", choose),
+        mock.patch.dict(launch.OPTIONS, limit),
+        mock.patch.dict(launch._compiled, clear=True),
         mock.patch.object(graphs, "MOST_CELLS", 1 << 30),
         mock.patch.object(graphs, "MOST_BYTES", 1 << 36),
     ):
@@ -60,23 +92,27 @@ def launched_as(direction: str, config: LaunchConfig | None) -> Iterator[None]:
 def measure(
     model: NeuralCA, state: Tensor, direction: str, steps: int, rounds: int
 ) -> tuple[float, list[Tensor]]:
-    """Return milliseconds of a rollout, or of a rollout and its gradients, and their results."""
+    """Return milliseconds of the way forward or back, and the last state or the gradients."""
     clock = Clock(state.device)
     results: list[Tensor] = []
 
+    @torch.no_grad()
     def forward() -> None:
-        with torch.no_grad():
-            results[:] = [model.run_steps(state, steps, seed=1)]
+        results[:] = [model.run_steps(state, steps, seed=1)]
 
     def differentiate() -> None:
         model.run_steps(state, steps, seed=1).square().mean().backward()
         results[:] = [p.grad for p in model.parameters() if p.grad is not None]
 
-    timed = Timed(forward if direction == "forward" else differentiate, model.zero_grad)
-    for _ in range(3):  # compiles, captures, replays
-        clock.measure(timed)
-    times = [1e3 * clock.measure(timed) for _ in range(rounds)]
-    return statistics.median(times), [result.clone() for result in results]
+    def median(timed: Timed) -> float:
+        for _ in range(3):  # compiles, captures, replays
+            clock.measure(timed)
+        return statistics.median(1e3 * clock.measure(timed) for _ in range(rounds))
+
+    milliseconds = median(Timed(forward))
+    if direction == "backward":
+        milliseconds = median(Timed(differentiate, model.zero_grad)) - milliseconds
+    return milliseconds, [result.clone() for result in results]
 
 
 def differs(found: list[Tensor], expected: list[Tensor]) -> bool:
@@ -91,25 +127,26 @@ def main() -> None:
     parser.add_argument("rows", type=Path, help="file to append rows to")
     parser.add_argument("--rehearse", action="store_true", help="one candidate, on a CPU")
     options = parser.parse_args()
-    device = torch.device("cpu" if options.rehearse else "cuda")
-    size, batches = (8, (1,)) if options.rehearse else (64, (64, 8))
-    candidates = CANDIDATES[-1:] if options.rehearse else CANDIDATES
+    rehearse = options.rehearse
+    device = torch.device("cpu" if rehearse else "cuda")
+    size, batches = (8, (1,)) if rehearse else (64, (64, 8))
     processors = device_facts(device)[1]
-    steps, rounds = sizes = REHEARSED if options.rehearse else (STEPS, ROUNDS)
+    steps, rounds = sizes = REHEARSED if rehearse else (STEPS, ROUNDS)
     rows = Rows(options.rows, device)
     model = NeuralCA(backend="triton", precision="fp16").to(device).train()
     model.load_state_dict(make_weights(device))
     for batch, direction in product(batches, ("forward", "backward")):
         state = make_states(batch, size, device)
-        with launched_as(direction, None):
+        with launched_as(direction):
             best, expected = measure(model, state, direction, *sizes)
         about: dict[str, Any] = {"mode": direction, "batch": batch, "size": size, "steps": steps}
         rows.add(provider="launch, table", milliseconds=best, rounds=rounds, **about)
-        for height, warps, resident in candidates:
+        for height, warps, resident, registers in CANDIDATES[direction][: 1 if rehearse else None]:
             config = LaunchConfig(height, warps, resident * processors or 2)
-            about["provider"] = f"launch, {height} rows, {warps} warps, {resident} resident"
+            name = f"launch, {height} rows, {warps} warps, {resident} resident"
+            about["provider"] = name + (f", {registers} registers" if registers else "")
             try:
-                with launched_as(direction, config):
+                with launched_as(direction, config, registers):
                     milliseconds, found = measure(model, state, direction, *sizes)
             except Exception as error:  # too many resources, or no such layout
                 rows.add(status="failed", reason=str(error).splitlines()[0][:80], **about)

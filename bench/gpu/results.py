@@ -32,7 +32,7 @@ class Row:
         provider: see `bench.gpu.timing` and `bench.gpu.launches`, whose begin with "launch, ".
         mode: "rollout", "rollout+backward", "training", "final loss", or what the host spends on
             one call of the model and on its gradients, "step, host" and "step backward, host"; of
-            `bench.gpu.launches`, "forward", or "backward" with the way forward.
+            `bench.gpu.launches`, "forward" or "backward".
         batch, size, steps: grids, their height and width, and steps of a rollout.
         status: "ok" or "failed".
         reason: why it failed.
