@@ -84,9 +84,11 @@ def launched_as(
         mock.patch.object(graphs, "MOST_BYTES", 1 << 36),
     ):
         storage._choose.cache_clear()
-        yield
-    storage._choose.cache_clear()
-    release_graphs()
+        try:
+            yield
+        finally:
+            storage._choose.cache_clear()
+            release_graphs()
 
 
 def measure(

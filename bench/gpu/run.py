@@ -124,7 +124,10 @@ def _count(reports: Path) -> tuple[int, ...]:
     """Return run, failed and skipped tests; nothing without the file of `bench.gpu.reports`."""
     if not reports.exists():
         return ()
-    found = Counter(json.loads(line)["outcome"] for line in reports.read_text().splitlines())
+    found: Counter[str] = Counter()
+    for line in reports.read_text().splitlines():
+        with suppress(json.JSONDecodeError):  # cut off by a kill
+            found[json.loads(line)["outcome"]] += 1
     return found["passed"] + found["failed"], found["failed"], found["skipped"]
 
 
