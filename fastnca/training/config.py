@@ -38,7 +38,8 @@ class TrainConfig:
         damage_start: iterations before the first damage.
         clamp_loss: True compares RGBA clamped to [0, 1] with the target, False as it is.
         outside: weight of a penalty on alpha above 0 where the target is empty, its mean over the
-            grid. It falls with the learning rate, because at its full weight it thins out the rim.
+            grid. It falls with the square root of the learning rate, because at its full weight it
+            thins out the rim.
         overflow: weight of a penalty on hidden channels outside of [-1, 1] and RGBA outside of
             [0, 1], the mean of how far they are.
         gradient: "clip" limits the norm of all gradients to `clip_norm`, "normalize" divides
@@ -236,25 +237,25 @@ _DISTILL: dict[str, Any] = {
     "fill_hidden": True,
     "repairs": 3,
 }
-# Found by single runs, see docs/recipe.md. Short rollouts at a high rate first: a pattern that is
-# looked at early stops growing by itself. At a lower rate from the start it grows up to the edge of
-# the grid and shrinks from there.
+# Found by single runs, see docs/recipe.md. Short rollouts first: a pattern that is looked at early
+# stops growing by itself, not at the edge of the grid.
 _QUICK: dict[str, Any] = {
-    "iterations": 2400,
+    "iterations": 2000,
     "pool_size": 64,
-    "learning_rate": 8e-3,
+    "learning_rate": 4e-3,
     "betas": (0.5, 0.5),
-    "milestones": (400, 1300, 1900),
-    "decay": 0.3,
-    "min_steps": 40,
-    "max_steps": 80,
-    "ramp": 1300,
+    "schedule": "cosine",
+    "decay": 0.02,
+    "min_steps": 48,
+    "max_steps": 104,
+    "ramp": 1000,
+    "ramp_from": 0.33,
     "replacement": False,
     "reseed": "before",
     "damage": 1,
-    "damage_start": 1300,
+    "damage_start": 1200,
     "clamp_loss": False,
-    "outside": 0.2,
+    "outside": 0.1,
     "gradient": "normalize",
     "fill_hidden": True,
     "repairs": 3,

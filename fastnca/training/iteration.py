@@ -234,7 +234,8 @@ class Iteration:
                 learning_rate = torch.full(
                     (), learning_rate, dtype=torch.float32, device=states.device
                 )
-            penalty = penalty + config.outside / config.learning_rate * learning_rate * alpha
+            share = (learning_rate / config.learning_rate).sqrt()
+            penalty = penalty + config.outside * share * alpha
         if config.overflow:
             excess = (rgba - rgba.clamp(0, 1)).abs().sum()
             excess = excess + (hidden - hidden.clamp(-1, 1)).abs().sum()
