@@ -184,10 +184,11 @@ def suite(tmp_path: Path, parts, monkeypatch):
 @pytest.mark.parametrize(
     ("chosen", "status", "reason", "counts"),
     [
-        ("right or skipped", "passed", "", ("1", "0", "1")),
-        ("right or wrong", "failed", "exit status 1", ("2", "1", "0")),
-        ("skipped", "failed", "every test was skipped", ("0", "0", "1")),
+        ("test_right or test_skipped", "passed", "", ("1", "0", "1")),
+        ("test_right or test_wrong", "failed", "exit status 1", ("2", "1", "0")),
+        ("test_skipped", "failed", "every test was skipped", ("0", "0", "1")),
     ],
+    ids=["pass", "fail", "skip"],  # part of the folder's name, which -k looks at, too
 )
 def test_tests_are_counted(chosen, status, reason, counts, suite) -> None:
     found = suite(chosen)
