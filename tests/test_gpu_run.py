@@ -197,7 +197,7 @@ def test_tests_are_counted(chosen, status, reason, counts, suite) -> None:
 
 
 def test_a_part_that_is_stopped_has_said_what_failed(suite, tmp_path: Path) -> None:
-    found = suite("test", hangs=True, limit=8)
+    found = suite("test", hangs=True, limit=15)
     assert (found["status"], found["tests"], found["failures"]) == ("stopped", "2", "1")
     with tarfile.open(tmp_path / "gpu.tar.gz") as tar:
         log, reports = (
