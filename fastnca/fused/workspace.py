@@ -68,11 +68,12 @@ class Workspace:
         states, flags = allocate_states(state, plan.slots)
         counter = torch.zeros(3, dtype=torch.int64, device=state.device)
         weights = allocate_weights(parameters, plan.precision)
-        self._stored = Stored(states, flags.zero_(), counter, weights)
+        # the launches hold the memory, not this object: a cycle would keep it until the collector runs
+        self._stored = stored = Stored(states, flags.zero_(), counter, weights)
         self._carried: Carried | None = None
         self._backward: Recorded | None = None
         self._leased: list[StorageWeakRef] = []
-        self.forward = Recorded(lambda: launch_forward(self._stored, plan), record, state.device)
+        self.forward = Recorded(lambda: launch_forward(stored, plan), record, state.device)
 
     @property
     def address(self) -> int:
@@ -112,9 +113,9 @@ class Workspace:
     def backward(self) -> None:
         """Launch the derivative of every step."""
         if self._backward is None:
-            carried = self.carried()
+            stored, carried, plan = self._stored, self.carried(), self.plan
             self._backward = Recorded(
-                lambda: launch_backward(self._stored, carried, self.plan),
+                lambda: launch_backward(stored, carried, plan),
                 self._record,
                 self._device,
             )

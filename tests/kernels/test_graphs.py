@@ -5,6 +5,7 @@ device-side step count and the memory they share are the real ones.
 """
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -217,6 +218,21 @@ def test_release_leaves_waiting_rollouts_right(recorder: FakeRecorder) -> None:
     outcome(tensors, 4, seed=2)
     assert equal(backward(result, tensors), launched(tensors, 4, seed=1)[1:])
     release_graphs()
+
+
+def test_a_released_workspace_does_not_wait_for_the_collector(recorder: FakeRecorder) -> None:
+    tensors = leaves()
+    for _ in range(2):
+        outcome(tensors, 4)
+    ((_, workspace),) = eager.GRAPHS._workspaces.values()
+    reference = weakref.ref(workspace)
+    del workspace
+    gc.disable()
+    try:
+        eager.GRAPHS.release()
+        assert reference() is None
+    finally:
+        gc.enable()
 
 
 def test_memory_is_limited(recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch) -> None:
