@@ -78,6 +78,13 @@ def train(processes, directory):
     said["skipped"] = [each.step().skipped for _ in range(3)]
     said["weights of skipped"] = digest(each.model.parameters())
 
+    each = make(processes, preset="quick", pool_size=12)
+    advance(each, 4)
+    said["weights of balanced"] = digest(each.model.parameters())
+    said["norms of balanced"] = [
+        float(p.grad.norm()) for p in each.model.parameters() if p.grad is not None
+    ]
+
     each = make(processes, repairs=2)
     with torch.no_grad():
         each.model.update_net[2].bias.fill_(-2.0)  # every state dies

@@ -121,7 +121,7 @@ class Reading(TorchDispatchMode):
         return function(*arguments, **(options or {}))
 
 
-@pytest.mark.parametrize("preset", ["tutorial", "growing", "persistent", "regenerating"])
+@pytest.mark.parametrize("preset", ["tutorial", "quick", "growing", "persistent", "regenerating"])
 def test_an_iteration_reads_nothing_back(preset):
     each = put_on_device(
         trainer(preset, "reference", damage=int(preset == "regenerating"), micro_batches=2)

@@ -99,6 +99,12 @@ def test_bad_numbers_in_one_process_void_the_iteration_in_all(group):
     assert same(said, "weights of skipped")
 
 
+def test_balanced_gradients_are_those_of_all_processes(group):
+    said, _ = group
+    assert same(said, "weights of balanced")
+    assert said[0]["norms of balanced"] == pytest.approx([1.0] * 4, rel=1e-3)
+
+
 def test_a_repair_is_made_in_all_alike(group):
     said, _ = group
     assert [each["repairs"] for each in said] == [1] * len(said)

@@ -148,9 +148,73 @@ def test_outside_adds_the_gradient_of_its_penalty():
         torch.testing.assert_close(ours - without, parameter.grad, rtol=1e-3, atol=1e-5)
 
 
+BALANCED = {
+    "pool_size": 6,
+    "use_pool": True,
+    "replacement": False,
+    "batch_size": 3,
+    "reseed": "before",
+    "update_rate": 1.0,
+    "clamp_loss": False,
+}
+
+
+def balanced(count, **options):
+    """A trainer and, by the reference, the gradients of seeds and others of its next batch."""
+    torch.manual_seed(0)
+    options = {**SMALL, **BALANCED, "reseed_count": count, **options}
+    model = excite(NeuralCA(6, 8, backend="torch"), 2.0)
+    each = PoolTrainer(model, create_target_circle(8), TrainConfig(**options))
+    each.pool.states[:] = each.seed_state + 0.3 * torch.rand(each.pool.states.shape)
+    draw = each.randomness.peek()
+    states = each.iterate.prepare(draw).states
+    copy = NeuralCA(6, 8, backend="reference")
+    copy.load_state_dict(model.state_dict())
+    found = []
+    for part in (states[:count], states[count:]):
+        copy.zero_grad()
+        end = copy.run_steps(part, draw.steps, 1.0, seed=draw.seed)
+        F.mse_loss(end[:, :4], each.target.expand(len(part), -1, -1, -1)).backward()
+        found.append([p.grad for p in copy.parameters() if p.grad is not None])
+    return each, found
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("count", [1, 2])
+def test_balanced_gradients_give_seeds_and_others_the_same_weight(count, micro_batches):
+    each, (seeds, others) = balanced(count, gradient="balance", micro_batches=micro_batches)
+    result = each.step()
+    total = 0.0
+    parameters = [p for p in each.model.parameters() if p.grad is not None]
+    for parameter, seed, other in zip(parameters, seeds, others, strict=True):
+        both = seed / seed.norm() + other / other.norm()
+        torch.testing.assert_close(parameter.grad, both / both.norm(), rtol=1e-3, atol=1e-4)
+        total += ((count * seed + (3 - count) * other) / 3).square().sum()
+    assert result.gradient_norm == pytest.approx(float(total) ** 0.5, rel=1e-3)
+
+
+def test_the_worst_of_the_drawn_states_become_seeds():
+    each, _ = balanced(2, damage=1)
+    draw = each.randomness.peek()
+    batch = each.iterate.prepare(draw)
+    losses = each.iterate._sample_losses(batch.drawn)
+    assert losses.tolist() == sorted(losses.tolist(), reverse=True)
+    assert torch.equal(batch.states[:2], each.seed_state.repeat(2, 1, 1, 1))
+    assert not torch.equal(batch.states[2], each.seed_state[0])
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
+        ({"reseed_count": 0}, ValueError, "reseed_count must be at least 1"),
+        ({"reseed_count": 2}, ValueError, "reseed_count=2 needs reseed='before'"),
+        ({"reseed": "before", "reseed_count": 3, "damage": 2}, ValueError, "no room for damage=2"),
+        ({"gradient": "balance"}, ValueError, "gradient='balance' needs seeds and others"),
+        (
+            {"gradient": "balance", "reseed": "before", "reseed_count": 4},
+            ValueError,
+            "reseed_count below batch_size",
+        ),
         ({"betas": (0.9,)}, TypeError, "betas must be two numbers"),
         ({"betas": (0.9, "x")}, TypeError, "betas must be two numbers"),
         ({"betas": (0.9, 1.0)}, ValueError, "at least 0 and below 1"),

@@ -181,7 +181,7 @@ def spoil_gradient(each):
 
 
 @pytest.mark.parametrize("spoil", [spoil_weights, spoil_pool, spoil_gradient])
-@pytest.mark.parametrize("preset", ["tutorial", "persistent"])
+@pytest.mark.parametrize("preset", ["tutorial", "persistent", "quick"])
 def test_numbers_that_are_not_finite_are_skipped_then_stop_training(spoil, preset):
     each = trainer(preset=preset, iterations=30, repairs=0)
     for _ in range(3):
@@ -415,8 +415,8 @@ OPTIONS = {
     "update_rate": (1.2, r"in \[0, 1\]"),
     "replacement": (1, "replacement must be true or false"),
     "reseed": ("later", "reseed must be one of after, before, none"),
-    "gradient": ("l2", "gradient must be one of clip, normalize, none"),
-    "damage": (5, "leaves none for the seed"),
+    "gradient": ("l2", "gradient must be one of clip, normalize, balance, none"),
+    "damage": (5, "has no room for damage="),
     "milestones": ((1.5,), "milestones must be an int"),
     "seed": (2**64, "64 bits"),
     "colour": (1, "unknown training options: colour"),

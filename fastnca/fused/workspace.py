@@ -68,7 +68,7 @@ class Workspace:
         states, flags = allocate_states(state, plan.slots)
         counter = torch.zeros(3, dtype=torch.int64, device=state.device)
         weights = allocate_weights(parameters, plan.precision)
-        # the launches hold the memory, not this object: a cycle would keep it until the collector runs
+        # the launches hold the memory, not this object, which a cycle would keep
         self._stored = stored = Stored(states, flags.zero_(), counter, weights)
         self._carried: Carried | None = None
         self._backward: Recorded | None = None

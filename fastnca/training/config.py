@@ -33,6 +33,7 @@ class TrainConfig:
         replacement: True draws a batch with replacement, so a state may occur twice.
         reseed: which sample becomes the seed again: "after", the worst of the batch when it goes
             back to the pool; "before", the worst of the drawn states before the rollout; "none".
+        reseed_count: how many of the drawn states become the seed with reseed="before".
         damage: number of drawn states with the lowest loss that lose a random disc before the
             rollout.
         damage_start: iterations before the first damage.
@@ -43,7 +44,8 @@ class TrainConfig:
         overflow: weight of a penalty on hidden channels outside of [-1, 1] and RGBA outside of
             [0, 1], the mean of how far they are.
         gradient: "clip" limits the norm of all gradients to `clip_norm`, "normalize" divides
-            each tensor's gradient by its own norm, "none" leaves them.
+            each tensor's gradient by its own norm, "balance" does so to that of the samples that
+            start as the seed and to that of the others before their sum, "none" leaves them.
         clip_norm: limit for "clip".
         fill_hidden: True seeds alpha and all hidden channels with 1, as Distill does.
         seed: fixes sampling, step counts, masks and damage; None draws from torch's default
@@ -87,6 +89,7 @@ class TrainConfig:
     use_pool: bool = True
     replacement: bool = True
     reseed: str = "after"
+    reseed_count: int = 1
     damage: int = 0
     damage_start: int = 0
     clamp_loss: bool = True
@@ -160,14 +163,22 @@ class TrainConfig:
                 f"micro_batches={self.micro_batches} parts of a batch of {self.batch_size} would "
                 "be empty; lower micro_batches"
             )
-        kept = self.batch_size - (self.reseed == "before")
-        if self.damage > kept:
-            raise ValueError(
-                f"damage={self.damage} states of a batch of {self.batch_size} leaves none for the "
-                "seed; lower damage or raise batch_size"
-            )
-        if not self.use_pool and (self.damage or self.reseed == "before"):
+        before = self.reseed == "before"
+        if not self.use_pool and (self.damage or before):
             raise ValueError("damage and reseed='before' need use_pool=True")
+        if self.damage + self.reseed_count * before > self.batch_size:
+            seeds = f" and {self.reseed_count} seeds" if before else ""
+            raise ValueError(
+                f"a batch of {self.batch_size} has no room for damage={self.damage}{seeds}; raise "
+                "batch_size"
+            )
+        if not before and self.reseed_count > 1:
+            raise ValueError(f"reseed_count={self.reseed_count} needs reseed='before'")
+        if self.gradient == "balance" and not (before and self.reseed_count < self.batch_size):
+            raise ValueError(
+                "gradient='balance' needs seeds and others in a batch: reseed='before' and "
+                "reseed_count below batch_size"
+            )
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
@@ -205,6 +216,7 @@ _LEAST = {
     "max_steps": 2,
     "ramp": 0,
     "warm_up": 0,
+    "reseed_count": 1,
     "damage": 0,
     "damage_start": 0,
     "max_skips": 1,
@@ -219,7 +231,7 @@ _FLAGS = ("use_pool", "replacement", "clamp_loss", "fill_hidden", "half_pool")
 _CHOICES = {
     "schedule": ("milestones", "cosine"),
     "reseed": ("after", "before", "none"),
-    "gradient": ("clip", "normalize", "none"),
+    "gradient": ("clip", "normalize", "balance", "none"),
     "pool_memory": ("auto", "device", "host"),
 }
 
@@ -237,10 +249,9 @@ _DISTILL: dict[str, Any] = {
     "fill_hidden": True,
     "repairs": 3,
 }
-# Found by single runs, see docs/recipe.md. Short rollouts first: a pattern that is looked at early
-# stops growing by itself, not at the edge of the grid.
+# Found by the runs in docs/recipe.md, which says why.
 _QUICK: dict[str, Any] = {
-    "iterations": 2000,
+    "iterations": 1900,
     "pool_size": 64,
     "learning_rate": 4e-3,
     "betas": (0.5, 0.5),
@@ -248,15 +259,16 @@ _QUICK: dict[str, Any] = {
     "decay": 0.02,
     "min_steps": 48,
     "max_steps": 104,
-    "ramp": 1000,
+    "ramp": 950,
     "ramp_from": 0.33,
     "replacement": False,
     "reseed": "before",
+    "reseed_count": 2,
     "damage": 1,
-    "damage_start": 1200,
+    "damage_start": 570,
     "clamp_loss": False,
-    "outside": 0.1,
-    "gradient": "normalize",
+    "outside": 0.3,
+    "gradient": "balance",
     "fill_hidden": True,
     "repairs": 3,
 }

@@ -7,6 +7,7 @@ written to the pool are decided by tensors. What comes from the host is a `Draw`
 import contextlib
 import gc
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,7 +176,7 @@ class Iteration:
         slots, drawn = slots[order], states[order]
         states = drawn.clone()
         if config.reseed == "before":
-            states[0] = self._seed_state[0]
+            states[: config.reseed_count] = self._seed_state
         if config.damage:
             discs = send(draw.centers, states.device), send(draw.radii, states.device)
             states[-config.damage :] = cut_discs(states[-config.damage :], *discs)
@@ -184,7 +185,7 @@ class Iteration:
     def _differentiate(
         self, states: Tensor, draw: Draw, learning_rate: float | Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Roll out and add up the gradients of the mean loss, one micro-batch after the other.
+        """Roll out and add up the gradients of the mean loss, one piece after the other.
 
         Args:
             states: `[B, C, H, W]`.
@@ -194,22 +195,36 @@ class Iteration:
         Returns:
             The states after the rollout `[B, C, H, W]` and their losses `[B]`.
         """
-        pieces = states.tensor_split(self._config.micro_batches)
+        pieces = list(self._pieces(states))
         finished, losses = [], []
-        for number, piece in enumerate(pieces):
-            last = number == len(pieces) - 1
-            with contextlib.nullcontext() if last else self._no_sync():
+        for number, (piece, complete) in enumerate(pieces):
+            with contextlib.nullcontext() if complete else self._no_sync():
                 end = self._rollout(piece, draw.steps, (draw.seed + number) & _SEEDS, draw.count)
                 sample_losses = self._sample_losses(end)
                 loss = sample_losses.mean()
                 objective = loss + self._penalty(end, learning_rate) if self._penalised else loss
                 part = len(piece) / len(states)
                 (objective if len(pieces) == 1 else objective * part).backward()
+            if complete and self._config.gradient == "balance":
+                self._update.set_aside()
             finished.append(end.detach())
             losses.append(sample_losses.detach())
         if len(pieces) == 1:
             return finished[0], losses[0]
         return torch.cat(finished), torch.cat(losses)
+
+    def _pieces(self, states: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        """Yield what is rolled out together, and whether it completes a group.
+
+        The batch is one group; if gradients are balanced, the seeds are one and the others another.
+        """
+        counts = [len(states)]
+        if self._config.gradient == "balance":
+            counts = [self._config.reseed_count, len(states) - self._config.reseed_count]
+        for group in states.split(counts):
+            pieces = group.tensor_split(min(self._config.micro_batches, len(group)))
+            for number, piece in enumerate(pieces, 1):
+                yield piece, number == len(pieces)
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
         """Leave the exchange of gradients between processes to the last micro-batch."""

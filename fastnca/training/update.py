@@ -1,6 +1,7 @@
 """The optimiser's part of an iteration: treat the gradients, step, or change nothing."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
@@ -45,26 +46,42 @@ class Update:
             capturable=device.type == "cuda",
         )
         self.good_weights = copy_weights(model)
+        self._parts: list[list[Tensor | None]] = []
 
     def clear(self) -> None:
         """Forget the gradients of the iteration before."""
         self.optimizer.zero_grad()
+        self._parts = []
+
+    def set_aside(self) -> None:
+        """Make the gradients so far a part of the batch's; the next ones start from nothing."""
+        self._parts.append([parameter.grad for parameter in self._model.parameters()])
+        self.optimizer.zero_grad()
 
     def treat(self) -> Tensor:
-        """Clip or normalise the gradients.
+        """Add up the parts that were set aside, and clip, normalise or balance the gradients.
 
         Returns:
             `[]`, Euclidean norm of all gradients before that.
         """
-        gradients = [p for p in self._model.parameters() if p.grad is not None]
+        self._sum_parts(lambda part: part)
+        parameters = [p for p in self._model.parameters() if p.grad is not None]
         limit = self._config.clip_norm if self._config.gradient == "clip" else math.inf
-        norm = torch.nn.utils.clip_grad_norm_(gradients, limit)
-        if self._config.gradient == "normalize":
-            for parameter in gradients:
-                gradient = parameter.grad
-                if gradient is not None:
-                    gradient /= gradient.norm() + 1e-8
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        if self._config.gradient == "balance":
+            self._sum_parts(_normalised)
+        if self._config.gradient in ("normalize", "balance"):
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad = _normalised(parameter.grad)
         return norm
+
+    def _sum_parts(self, treated: Callable[[Tensor], Tensor]) -> None:
+        """Let the gradient of each parameter be the sum of its treated parts, if there are any."""
+        for parameter, *parts in zip(self._model.parameters(), *self._parts, strict=True):
+            found = [treated(part) for part in parts if part is not None]
+            if found:
+                parameter.grad = torch.stack(found).sum(0)
 
     def apply(self, fine: Tensor, rate: float | Tensor) -> None:
         """Take one step of the optimiser, or none.
@@ -91,6 +108,11 @@ class Update:
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
+
+
+def _normalised(gradient: Tensor) -> Tensor:
+    """Divide a gradient by its Euclidean norm."""
+    return gradient / (gradient.norm() + 1e-8)
 
 
 def copy_weights(model: nn.Module) -> dict[str, Tensor]:
