@@ -122,15 +122,15 @@ def test_a_ramp_ends_where_a_run_without_it_goes_on():
 
 
 def test_outside_adds_the_gradient_of_its_penalty():
-    """At a quarter of the learning rate, half of it."""
+    """At a quarter of the learning rate, half of it near the target and all of it elsewhere."""
 
     def gradients(backend, weight):
         torch.manual_seed(0)
         options = {"outside": weight, "gradient": "none", "update_rate": 1.0, "seed": 5}
-        options |= {"milestones": (0,), "decay": 0.25}
+        options |= {"milestones": (0,), "decay": 0.25, "min_steps": 10, "max_steps": 11}
         config = TrainConfig(**{**SMALL, **options})
         model = excite(NeuralCA(6, 8, backend=backend), 2.0)
-        each = PoolTrainer(model, create_target_circle(8), config)
+        each = PoolTrainer(model, create_target_circle(20), config)
         draw = each.randomness.peek()
         each.step()
         return each, draw, [p.grad for p in model.parameters() if p.grad is not None]
@@ -140,9 +140,15 @@ def test_outside_adds_the_gradient_of_its_penalty():
     torch.manual_seed(0)
     model = excite(NeuralCA(6, 8, backend="reference"), 2.0)
     end = model.run_steps(each.seed_state.repeat(3, 1, 1, 1), draw.steps, 1.0, seed=draw.seed)
-    empty = (each.target[:, 3] == 0).float()
-    assert (end[:, 3].relu() * empty).sum() > 0.1
-    (0.5 * 0.7 * (end[:, 3].relu() * empty).mean()).backward()
+    covered = (each.target[0, 3] > 0).nonzero()
+    weight = torch.zeros(20, 20)
+    for cell in (each.target[0, 3] == 0).nonzero():
+        distance = (covered - cell).abs().amax(1).min()
+        weight[tuple(cell)] = 0.35 if distance <= 2 else 0.7
+    outside = end[:, 3].relu() * weight
+    assert (outside * (weight == 0.35)).sum() > 0.1
+    assert (outside * (weight == 0.7)).sum() > 0.1
+    outside.mean().backward()
     parameters = [p for p in model.parameters() if p.grad is not None]
     for ours, without, parameter in zip(found, plain, parameters, strict=True):
         torch.testing.assert_close(ours - without, parameter.grad, rtol=1e-3, atol=1e-5)

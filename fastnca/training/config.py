@@ -39,8 +39,8 @@ class TrainConfig:
         damage_start: iterations before the first damage.
         clamp_loss: True compares RGBA clamped to [0, 1] with the target, False as it is.
         outside: weight of a penalty on alpha above 0 where the target is empty, its mean over the
-            grid. It falls with the square root of the learning rate, because at its full weight it
-            thins out the rim.
+            grid. Within two cells of the target it falls with the square root of the learning
+            rate, because its full weight thins out the rim.
         overflow: weight of a penalty on hidden channels outside of [-1, 1] and RGBA outside of
             [0, 1], the mean of how far they are.
         gradient: "clip" limits the norm of all gradients to `clip_norm`, "normalize" divides
@@ -254,7 +254,7 @@ _QUICK: dict[str, Any] = {
     "iterations": 1900,
     "pool_size": 64,
     "learning_rate": 4e-3,
-    "betas": (0.5, 0.5),
+    "betas": (0.75, 0.9),
     "schedule": "cosine",
     "decay": 0.02,
     "min_steps": 48,
@@ -267,7 +267,7 @@ _QUICK: dict[str, Any] = {
     "damage": 1,
     "damage_start": 570,
     "clamp_loss": False,
-    "outside": 0.3,
+    "outside": 0.4,
     "gradient": "balance",
     "fill_hidden": True,
     "repairs": 3,

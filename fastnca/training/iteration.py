@@ -29,6 +29,9 @@ from fastnca.training.update import Update
 LIMIT = 1e4
 """A state with a larger value, or with one that is not a number, goes back to the pool as seed."""
 
+RIM = 2
+"""Cells from the target within which the penalty `outside` falls with the learning rate."""
+
 _SEEDS = 2**63 - 1  # seeds of masks have 63 bits
 
 
@@ -104,6 +107,8 @@ class Iteration:
         self._update = update
         self._processes = processes
         self._penalised = bool(config.outside or config.overflow)
+        covered = (target[:, ALPHA] > 0).float()
+        self._near = F.max_pool2d(covered, 2 * RIM + 1, stride=1, padding=RIM) > 0
         self._rollout: nn.Module = Rollout(model, config)
         if processes.size > 1:
             ids = [target.device] if target.is_cuda else None
@@ -243,14 +248,14 @@ class Iteration:
         config, rgba, hidden = self._config, states[:, :4], states[:, 4:]
         penalty = torch.zeros_like(states[0, 0, 0, 0])
         if config.outside:
-            empty = self._target[:, ALPHA] == 0
-            alpha = (F.relu(states[:, ALPHA]) * empty).mean()
             if not isinstance(learning_rate, Tensor):  # float32, as on the device
                 learning_rate = torch.full(
                     (), learning_rate, dtype=torch.float32, device=states.device
                 )
             share = (learning_rate / config.learning_rate).sqrt()
-            penalty = penalty + config.outside * share * alpha
+            alpha = F.relu(states[:, ALPHA]) * (self._target[:, ALPHA] == 0)
+            alpha = torch.where(self._near, share * alpha, alpha)
+            penalty = penalty + config.outside * alpha.mean()
         if config.overflow:
             excess = (rgba - rgba.clamp(0, 1)).abs().sum()
             excess = excess + (hidden - hidden.clamp(-1, 1)).abs().sum()
