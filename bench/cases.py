@@ -262,7 +262,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "one-seed-normalize": {"reseed_count": 1, "gradient": "normalize"},
     "reseed-after": {"reseed": "after", "reseed_count": 1, "gradient": "normalize"},
     "damage-from-start": {"damage_start": 0},
-    "damage-late": {"damage_start": 990},
+    "damage-late": {"damage_start": 1140},
     "no-damage": {"damage": 0},
     "alpha-seed": {"fill_hidden": False},
     "no-averaging": {"average": 0.0},
