@@ -3,11 +3,13 @@
     build.py      finds a compiler, compiles `kernels/cpu/`, keeps the result
     library.py    the compiled functions and their arguments
     rollout.py    the autograd node
+    threads.py    how many threads they take
 
 The algorithm is that of `fastnca.active`, the `torch` backend; the sources say how it is laid out.
 """
 
 from fastnca.cpp.build import cpp_reasons
 from fastnca.cpp.rollout import cpp_rollout
+from fastnca.cpp.threads import reserved_threads
 
-__all__ = ["cpp_reasons", "cpp_rollout"]
+__all__ = ["cpp_reasons", "cpp_rollout", "reserved_threads"]

@@ -20,6 +20,7 @@ from fastnca.checks import (
     check_steps,
 )
 from fastnca.cpp.build import cpp_library
+from fastnca.cpp.threads import thread_count
 from fastnca.derivatives import check_saved, dense, kinds, refuse_saved
 from fastnca.masks import Updates, threshold
 from fastnca.states import ALIVE_THRESHOLD
@@ -266,7 +267,7 @@ def _new_piece(size: int) -> Tensor:
 def _call(shape: Sequence[int], hidden: int) -> _Call:
     """Return a call for states of a shape, as far as both directions need it."""
     batch, channels, height, width = shape
-    return _Call(batch, channels, hidden, height, width, threads=torch.get_num_threads())
+    return _Call(batch, channels, hidden, height, width, threads=thread_count())
 
 
 def _addresses(tensors: Sequence[Tensor]) -> Any:

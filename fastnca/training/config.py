@@ -167,10 +167,10 @@ class TrainConfig:
         if not self.use_pool and (self.damage or before):
             raise ValueError("damage and reseed='before' need use_pool=True")
         if self.damage + self.reseed_count * before > self.batch_size:
-            seeds = f" and {self.reseed_count} seeds" if before else ""
+            also = f" and reseed_count={self.reseed_count}" if before else ""
             raise ValueError(
-                f"a batch of {self.batch_size} has no room for damage={self.damage}{seeds}; raise "
-                "batch_size"
+                f"a batch of {self.batch_size} has no room for damage={self.damage}{also}; raise "
+                "batch_size or lower what is asked for"
             )
         if not before and self.reseed_count > 1:
             raise ValueError(f"reseed_count={self.reseed_count} needs reseed='before'")

@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from fastnca.cpp import reserved_threads
 from fastnca.module import NeuralCA
 from fastnca.states import ALPHA, get_visible_state, lives
+from fastnca.support import choose_backend
 from fastnca.training.config import TrainConfig
 from fastnca.training.damage import cut_discs
 from fastnca.training.draw import Draw
@@ -137,12 +139,21 @@ class Iteration:
             a living cell after the rollout, states that were the seed before it, those of them
             without a living cell after it, norm of the gradient.
         """
-        return self._compute(draw, learning_rate, stop)
+        with reserved_threads() if self._is_compiled() else contextlib.nullcontext():
+            return self._compute(draw, learning_rate, stop)
 
     def leave(self) -> None:
         """Let go of what holds the process group, so that ending it ends its threads."""
         self._rollout = nn.Identity()
         gc.collect()  # DistributedDataParallel refers to itself
+
+    def _is_compiled(self) -> bool:
+        """Tell whether the `cpp` backend computes the rollout."""
+        model = self._model
+        return (
+            isinstance(model, NeuralCA)
+            and choose_backend(model, model.backend, model.precision, self._seed_state) == "cpp"
+        )
 
     def _compute(self, draw: Draw, learning_rate: float | Tensor, stop: bool = False) -> Tensor:
         """Do what `run` says; with a draw on the device, the rate is `[]` there, too."""
