@@ -20,7 +20,7 @@ from tests.process_worker import digest, make
 from tests.runs import advance
 
 QUICK = [
-    *("--size", "12", "--hidden", "6", "--pool-size", "6", "--batch-size", "2"),
+    *("--size", "12", "--hidden", "6", "--pool-size", "6", "--batch-size", "3"),
     *("--min-steps", "3", "--max-steps", "5"),
 ]
 

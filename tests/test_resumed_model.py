@@ -16,11 +16,11 @@ from fastnca.training import BestWeights, RunDirectory
 from tests.runs import advance, make_trainer
 
 QUICK = [
-    *("--size", "8", "--hidden", "6", "--channels", "8", "--pool-size", "4", "--batch-size", "2"),
+    *("--size", "8", "--hidden", "6", "--channels", "8", "--pool-size", "4", "--batch-size", "3"),
     *("--min-steps", "3", "--max-steps", "6", "--save-interval", "2"),
 ]
 SHORT = ["--iterations", "6"]
-"""One look at the average, after the last iteration."""
+"""One look at the average, after the last iteration; each iteration takes two rollouts."""
 
 LONG = ["--preset", "tutorial", "--seed", "15", *("--iterations", "100", "--milestones", "52")]
 LONG += ["--decay", "200"]
@@ -35,7 +35,7 @@ real, calls = NeuralCA.run_steps, [0]
 
 def run_steps(self, *arguments, **options):
     calls[0] += 1
-    if calls[0] == 5:
+    if calls[0] == 9:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(self, *arguments, **options)
 
@@ -83,7 +83,7 @@ def interrupt(monkeypatch, number):
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")
 @pytest.mark.parametrize(
     ("flags", "rollout", "done", "best"),
-    [(SHORT, 2, 3, 6), (LONG, 29, 30, 50), (LONG, 73, 70, 50)],
+    [(SHORT, 4, 3, 6), (LONG, 29, 30, 50), (LONG, 73, 70, 50)],
     ids=["before the last look", "before every look", "after the best look"],
 )
 def test_interrupted_and_resumed_it_is_the_same_model(
