@@ -258,7 +258,7 @@ def test_a_cosine_that_is_resumed_with_another_length_says_so(tmp_path, caplog):
 
 def test_checkpoints_without_the_newer_options_resume(tmp_path, monkeypatch):
     newer = {"betas", "warm_up", "schedule", "damage_start", "overflow", "outside", "repairs"}
-    newer |= {"ramp", "ramp_from"}
+    newer |= {"ramp", "ramp_from", "reseed_count"}
     whole = TrainConfig.to_dict
     each = make_trainer()
     advance(each, 2)

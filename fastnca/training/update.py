@@ -112,7 +112,8 @@ class Update:
 
 def _normalised(gradient: Tensor) -> Tensor:
     """Divide a gradient by its Euclidean norm."""
-    return gradient / (gradient.norm() + 1e-8)
+    norm: Tensor = gradient.norm()
+    return gradient / (norm + 1e-8)
 
 
 def copy_weights(model: nn.Module) -> dict[str, Tensor]:
