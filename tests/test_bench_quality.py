@@ -80,6 +80,7 @@ def test_scraps_are_living_cells_far_from_the_target(column, count, monkeypatch)
 
 def test_the_study_trains_as_the_command_does(tmp_path, monkeypatch):
     options = {**SMALL, "iterations": 12, "damage": 1, "damage_start": 0, "seed": 3}
+    options["learning_rate"] = 1e-3  # so that the model stays finite
     found, _ = quality.train(create_target_circle(12), 3, TrainConfig.preset("quick", **options))
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     monkeypatch.setattr("fastnca.commands.train._draw", lambda *_: None)  # pictures take longest

@@ -91,6 +91,11 @@ def run_part(part: Part, folder: Path, rehearse: bool, seconds: float) -> Outcom
     return Outcome(part.name, status, reason, time.monotonic() - started, *counted)
 
 
+def _hear_interrupts() -> None:
+    """Let SIGINT interrupt this process; what a shell runs in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _run(
     command: list[str], environment: dict[str, str], log: TextIO, seconds: float
 ) -> int | None:
@@ -105,6 +110,7 @@ def _run(
         cwd=ROOT,
         env=environment,
         start_new_session=True,
+        preexec_fn=_hear_interrupts,
     )
     try:
         return process.wait(max(seconds, 0.1))
