@@ -82,7 +82,7 @@ def test_a_pool_in_host_memory_hands_out_what_was_just_written():
 
 
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("preset", ["tutorial", "regenerating"])
+@pytest.mark.parametrize("preset", ["tutorial", "quick", "regenerating"])
 @pytest.mark.parametrize("seed", [5, None])
 def test_a_pool_in_host_memory_trains_the_same(preset, half, seed):
     options = {"damage": int(preset == "regenerating"), "half_pool": half, "seed": seed}

@@ -2,9 +2,9 @@
 
     python -m bench.gpu.launches ROWS.jsonl [--rehearse]
 
-The first run on an H200 found steps four to five times longer than their instructions take to
-issue: the kernels wait. More programs on a multiprocessor, of smaller tiles or with fewer
-registers, hide that, and cost instructions. Rollouts are replayed, for 64 and 8 grids of 64x64
+Steps take an H200 four to five times as long as their instructions take to issue. More programs on
+a multiprocessor, of smaller tiles or with fewer registers, could hide that; but for one launch of
+the way back they do not (`docs/gpu.md`). Rollouts are replayed, for 64 and 8 grids of 64x64
 cells that are all alive. The state or the gradients of each candidate are compared with those of
 the table's choice.
 """
