@@ -30,7 +30,19 @@ def test_milestones_multiply_the_learning_rate():
     assert rates(4, milestones=(1, 3), decay=0.5) == [1.0, 0.5, 0.5, 0.25, 0.25, 0.25]
 
 
-@pytest.mark.parametrize("schedule", ["milestones", "cosine"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_decay_start_holds_the_rate_before_it_falls(schedule):
+    held, alone = rates(10, schedule=schedule, decay_start=4), rates(6, schedule=schedule)
+    assert held == pytest.approx([1.0] * 4 + alone)
+    assert rates(2, schedule=schedule, decay_start=9) == [1.0] * 4
+
+
+def test_a_linear_fall_is_a_straight_line_to_its_last_value():
+    found = rates(4, schedule="linear", decay=0.2)
+    assert found == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2])
+
+
+@pytest.mark.parametrize("schedule", ["milestones", "linear", "cosine"])
 def test_warm_up_rises_to_the_schedule(schedule):
     warm, cold = rates(8, schedule=schedule, warm_up=4), rates(8, schedule=schedule)
     factors = [a / b for a, b in zip(warm, cold, strict=True)]
@@ -100,6 +112,17 @@ def test_damage_begins_after_so_many_iterations():
     assert seen == [0, 0, 1, 1]
 
 
+def test_damage_rate_is_how_often_a_disc_is_cut_out():
+    each = make_trainer("regenerating", damage=2, damage_rate=0.75, seed=3)
+    radii = torch.stack([each.randomness.next().radii for _ in range(2000)])
+    assert ((radii == 0) | (radii >= 0.1)).all()
+    torch.testing.assert_close((radii > 0).float().mean(0), torch.full((2,), 0.75), rtol=0, atol=0.04)
+    both = (radii > 0).all(1).float().mean()  # each for itself
+    assert abs(float(both) - 0.75**2) < 0.045
+    always = make_trainer("regenerating", damage=2, seed=3)
+    assert all(always.randomness.next().radii.all() for _ in range(100))
+
+
 def test_a_ramp_shortens_rollouts_and_changes_no_other_draw():
     each = make_trainer("regenerating", damage=2, ramp=100, ramp_from=0.25, damage_start=50)
     draw = each.randomness.next()
@@ -122,7 +145,7 @@ def test_a_ramp_ends_where_a_run_without_it_goes_on():
 
 
 def test_outside_adds_the_gradient_of_its_penalty():
-    """At a quarter of the learning rate, half of it near the target and all of it elsewhere."""
+    """At a quarter of the learning rate, half of it near the target and thrice of it elsewhere."""
 
     def gradients(backend, weight):
         torch.manual_seed(0)
@@ -144,10 +167,10 @@ def test_outside_adds_the_gradient_of_its_penalty():
     weight = torch.zeros(20, 20)
     for cell in (each.target[0, 3] == 0).nonzero():
         distance = (covered - cell).abs().amax(1).min()
-        weight[tuple(cell)] = 0.35 if distance <= 2 else 0.7
+        weight[tuple(cell)] = 0.35 if distance <= 2 else 2.1
     outside = end[:, 3].relu() * weight
     assert (outside * (weight == 0.35)).sum() > 0.1
-    assert (outside * (weight == 0.7)).sum() > 0.1
+    assert (outside * (weight == 2.1)).sum() > 0.1
     outside.mean().backward()
     parameters = [p for p in model.parameters() if p.grad is not None]
     for ours, without, parameter in zip(found, plain, parameters, strict=True):
@@ -232,8 +255,11 @@ def test_the_worst_of_the_drawn_states_become_seeds():
         ({"ramp": -1}, ValueError, "ramp must be at least 0"),
         ({"ramp_from": 0.0}, ValueError, "ramp_from must be positive"),
         ({"ramp_from": 1.5}, ValueError, "ramp_from must be at most 1"),
-        ({"schedule": "linear"}, ValueError, "schedule must be one of milestones, cosine"),
+        ({"schedule": "step"}, ValueError, "schedule must be one of milestones, linear, cosine"),
         ({"warm_up": -1}, ValueError, "warm_up must be at least 0"),
+        ({"decay_start": -1}, ValueError, "decay_start must be at least 0"),
+        ({"damage_rate": 0.0}, ValueError, "damage_rate must be positive"),
+        ({"damage_rate": 1.5}, ValueError, "damage_rate must be at most 1"),
         ({"damage_start": -1}, ValueError, "damage_start must be at least 0"),
         ({"repairs": -1}, ValueError, "repairs must be at least 0"),
     ],
@@ -243,13 +269,14 @@ def test_wrong_options_are_refused(options, error, words):
         TrainConfig(**options)
 
 
-def test_a_cosine_that_is_resumed_with_another_length_says_so(tmp_path, caplog):
-    each = make_trainer(schedule="cosine", iterations=10)
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_fall_that_is_resumed_with_another_length_says_so(tmp_path, caplog, schedule):
+    each = make_trainer(schedule=schedule, iterations=10)
     advance(each, 2)
     each.save(tmp_path)
-    make_trainer(schedule="cosine", iterations=10).resume(tmp_path)
+    make_trainer(schedule=schedule, iterations=10).resume(tmp_path)
     assert not caplog.records
-    longer = make_trainer(schedule="cosine", iterations=12)
+    longer = make_trainer(schedule=schedule, iterations=12)
     longer.resume(tmp_path)
     (record,) = caplog.records
     assert "saved with 10 iterations and goes on with 12: the learning rate" in record.getMessage()
@@ -258,7 +285,7 @@ def test_a_cosine_that_is_resumed_with_another_length_says_so(tmp_path, caplog):
 
 def test_checkpoints_without_the_newer_options_resume(tmp_path, monkeypatch):
     newer = {"betas", "warm_up", "schedule", "damage_start", "overflow", "outside", "repairs"}
-    newer |= {"ramp", "ramp_from", "reseed_count"}
+    newer |= {"ramp", "ramp_from", "reseed_count", "decay_start", "damage_rate"}
     whole = TrainConfig.to_dict
     each = make_trainer()
     advance(each, 2)

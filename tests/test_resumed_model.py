@@ -22,9 +22,9 @@ QUICK = [
 SHORT = ["--iterations", "6"]
 """One look at the average, after the last iteration; each iteration takes two rollouts."""
 
-LONG = ["--preset", "tutorial", "--seed", "15", *("--iterations", "100", "--milestones", "52")]
+LONG = ["--preset", "tutorial", "--seed", "15", *("--iterations", "200", "--milestones", "102")]
 LONG += ["--decay", "200"]
-"""Looks after 50 and after 100 iterations, between which a large learning rate spoils it."""
+"""Looks after 100 and after 200 iterations, between which a large learning rate spoils it."""
 
 KILLED = """
 import os, signal, sys
@@ -83,7 +83,7 @@ def interrupt(monkeypatch, number):
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")
 @pytest.mark.parametrize(
     ("flags", "rollout", "done", "best"),
-    [(SHORT, 4, 3, 6), (LONG, 29, 30, 50), (LONG, 73, 70, 50)],
+    [(SHORT, 4, 3, 6), (LONG, 29, 30, 100), (LONG, 123, 120, 100)],
     ids=["before the last look", "before every look", "after the best look"],
 )
 def test_interrupted_and_resumed_it_is_the_same_model(

@@ -1,6 +1,7 @@
 """Pool training: configuration and presets, the pool, the trainer, and the tutorial's function.
 
-config.py      TrainConfig and the presets
+config.py      TrainConfig
+presets.py     recipes by name
 memory.py      what a run needs, and whether it is there
 schedule.py    learning rate, steps and damage in the course of a run
 draw.py        every random choice of an iteration
@@ -29,10 +30,11 @@ tutorial.py    train_nca
 
 from fastnca.training.best import BestWeights, growth_loss, healing_loss
 from fastnca.training.companions import Companion
-from fastnca.training.config import DEFAULT_PRESET, PRESETS, TrainConfig
+from fastnca.training.config import TrainConfig
 from fastnca.training.interrupt import StopNow
 from fastnca.training.memory import MemoryLimitError
 from fastnca.training.pool import SamplePool
+from fastnca.training.presets import DEFAULT_PRESET, PRESETS
 from fastnca.training.processes import Processes
 from fastnca.training.run import CheckpointError, RunDirectory
 from fastnca.training.step import CollapsedError, DivergedError, StepResult

@@ -24,7 +24,7 @@ DAMAGE_STEPS = 192
 HEALING_STEPS = 200
 """Steps after the damage before a state is compared with the target."""
 
-_ROLLOUTS = 2
+_ROLLOUTS = 4
 
 
 def growth_loss(model: NeuralCA, trainer: PoolTrainer, mask_seed: int = 0) -> float:
@@ -39,7 +39,7 @@ def growth_loss(model: NeuralCA, trainer: PoolTrainer, mask_seed: int = 0) -> fl
         mask_seed: fixes the masks; `BestWeights` chooses with those of 0.
 
     Returns:
-        Mean squared error of clamped RGBA, averaged over `GROWTH_STEPS` and two rollouts.
+        Mean squared error of clamped RGBA, averaged over `GROWTH_STEPS` and four rollouts.
     """
     return _judge(model, trainer, False, mask_seed)[0]
 
@@ -54,7 +54,7 @@ def healing_loss(model: NeuralCA, trainer: PoolTrainer, mask_seed: int = 0) -> f
 
     Returns:
         Mean squared error of clamped RGBA, `HEALING_STEPS` steps after damage that comes
-        `DAMAGE_STEPS` steps from the seed; the mean of two rollouts.
+        `DAMAGE_STEPS` steps from the seed; the mean of four rollouts.
     """
     return _judge(model, trainer, True, mask_seed)[1]
 
@@ -110,7 +110,7 @@ class BestWeights:
         weights: the averaged `state_dict` then.
     """
 
-    def __init__(self, trainer: PoolTrainer, every: int = 50, decay: float = 0.98) -> None:
+    def __init__(self, trainer: PoolTrainer, every: int = 100, decay: float = 0.98) -> None:
         self._trainer = trainer
         self._every = every
         self._least = 1 - decay

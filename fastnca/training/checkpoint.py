@@ -44,7 +44,8 @@ FREE_OPTIONS = (
     "repairs",
 )
 """Options that may differ between save and resume: they change no number of a run in which
-nothing goes wrong, but for `iterations` with schedule="cosine", which changes the learning rate."""
+nothing goes wrong, but for `iterations` with a linear or cosine schedule, which changes the
+learning rate."""
 
 
 def shard_name(rank: int, size: int) -> str:

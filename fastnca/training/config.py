@@ -1,10 +1,11 @@
-"""Options of a training run, and presets for the published recipes."""
+"""Options of a training run."""
 
 import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from fastnca.masks import check_seed, check_update_rate
+from fastnca.training.presets import PRESETS
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,9 @@ class TrainConfig:
         learning_rate: of Adam.
         betas: of Adam, each in [0, 1).
         warm_up: iterations over which the learning rate rises linearly to its value.
-        schedule: how it falls: "milestones" multiplies it by `decay` at each of them, "cosine"
-            takes it to `decay` times its value at the last iteration.
+        schedule: how it falls: "milestones" multiplies it by `decay` at each of them, "linear" and
+            "cosine" take it to `decay` times its value at the last iteration.
+        decay_start: iterations before a linear or cosine fall begins.
         milestones: iterations at which the learning rate is multiplied by `decay`.
         decay: see `schedule`.
         min_steps: fewest steps of a rollout.
@@ -36,11 +38,13 @@ class TrainConfig:
         reseed_count: how many of the drawn states become the seed with reseed="before".
         damage: number of drawn states with the lowest loss that lose a random disc before the
             rollout.
+        damage_rate: probability in (0, 1] that each of them does.
         damage_start: iterations before the first damage.
         clamp_loss: True compares RGBA clamped to [0, 1] with the target, False as it is.
         outside: weight of a penalty on alpha above 0 where the target is empty, its mean over the
             grid. Within two cells of the target it falls with the square root of the learning
-            rate, because its full weight thins out the rim.
+            rate, because its full weight thins out the rim; beyond them it is three times as
+            heavy and does not fall.
         overflow: weight of a penalty on hidden channels outside of [-1, 1] and RGBA outside of
             [0, 1], the mean of how far they are.
         gradient: "clip" limits the norm of all gradients to `clip_norm`, "normalize" divides
@@ -79,6 +83,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     warm_up: int = 0
     schedule: str = "milestones"
+    decay_start: int = 0
     milestones: tuple[int, ...] = ()
     decay: float = 0.1
     min_steps: int = 64
@@ -91,6 +96,7 @@ class TrainConfig:
     reseed: str = "after"
     reseed_count: int = 1
     damage: int = 0
+    damage_rate: float = 1.0
     damage_start: int = 0
     clamp_loss: bool = True
     outside: float = 0.0
@@ -112,7 +118,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             _check_int(name, getattr(self, name), least)
-        for name in ("learning_rate", "clip_norm", "decay", "ramp_from"):
+        for name in ("learning_rate", "clip_norm", "decay", "ramp_from", "damage_rate"):
             _check_positive(name, getattr(self, name))
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
@@ -131,8 +137,9 @@ class TrainConfig:
         for name in ("outside", "overflow"):
             if getattr(self, name) != 0:
                 _check_positive(name, getattr(self, name))
-        if self.ramp_from > 1:
-            raise ValueError(f"ramp_from must be at most 1, got {self.ramp_from}")
+        for name in ("ramp_from", "damage_rate"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} must be at most 1, got {getattr(self, name)}")
         self._check_betas()
         object.__setattr__(self, "milestones", tuple(self.milestones))
         for milestone in self.milestones:
@@ -216,6 +223,7 @@ _LEAST = {
     "max_steps": 2,
     "ramp": 0,
     "warm_up": 0,
+    "decay_start": 0,
     "reseed_count": 1,
     "damage": 0,
     "damage_start": 0,
@@ -229,62 +237,11 @@ _LEAST = {
 }
 _FLAGS = ("use_pool", "replacement", "clamp_loss", "fill_hidden", "half_pool")
 _CHOICES = {
-    "schedule": ("milestones", "cosine"),
+    "schedule": ("milestones", "linear", "cosine"),
     "reseed": ("after", "before", "none"),
     "gradient": ("clip", "normalize", "balance", "none"),
     "pool_memory": ("auto", "device", "host"),
 }
-
-# "Growing Neural Cellular Automata" (Mordvintsev et al., Distill 2020) and its notebook: Adam,
-# 2e-3 and a tenth of it after 2000 of 8000 iterations, 64 to 95 steps, batch 8, pool 1024.
-_DISTILL: dict[str, Any] = {
-    "iterations": 8000,
-    "pool_size": 1024,
-    "batch_size": 8,
-    "replacement": False,
-    "reseed": "before",
-    "clamp_loss": False,
-    "gradient": "normalize",
-    "milestones": (2000,),
-    "fill_hidden": True,
-    "repairs": 3,
-}
-# Found by the runs in docs/recipe.md, which says why.
-_QUICK: dict[str, Any] = {
-    "iterations": 1900,
-    "pool_size": 64,
-    "learning_rate": 4e-3,
-    "betas": (0.75, 0.9),
-    "schedule": "cosine",
-    "decay": 0.02,
-    "min_steps": 48,
-    "max_steps": 104,
-    "ramp": 950,
-    "ramp_from": 0.33,
-    "replacement": False,
-    "reseed": "before",
-    "reseed_count": 2,
-    "damage": 1,
-    "damage_start": 570,
-    "clamp_loss": False,
-    "outside": 0.4,
-    "gradient": "balance",
-    "fill_hidden": True,
-    "repairs": 3,
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    "tutorial": {},
-    "quick": _QUICK,
-    "growing": {**_DISTILL, "use_pool": False, "reseed": "none"},
-    "persistent": _DISTILL,
-    "regenerating": {**_DISTILL, "damage": 3},
-}
-"""Recipes by name: the tutorial's, a short one that grows and heals, and the three experiments of
-the Distill article."""
-
-DEFAULT_PRESET = "quick"
-"""Preset of the command line."""
-
 
 def _check_int(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):

@@ -20,7 +20,7 @@ class Draw:
     Attributes:
         slots: `[B]` int64 on the CPU, slots of the pool; empty without a pool.
         centers: `[damage, 2]` float32 on the CPU, centres of the discs that are cut out.
-        radii: `[damage]` float32 on the CPU.
+        radii: `[damage]` float32 on the CPU; a disc of radius 0 covers no cell.
         steps: steps of the rollout.
         seed: of the update masks, in [0, 2⁶³).
         count: None takes all steps; else `[]` int64, how many of them are taken. A draw that has
@@ -107,6 +107,8 @@ class Randomness:
         if config.use_pool:
             slots = draw_slots(self._slots, config.batch_size, config.replacement, own)
         centers, radii = draw_discs(config.damage, own)
+        if config.damage and config.damage_rate < 1:
+            radii = radii * (torch.rand(config.damage, generator=own) < config.damage_rate)
         steps = int(torch.randint(config.min_steps, config.max_steps, (), generator=shared))
         return Draw(slots, centers, radii, steps, draw_seed(own))
 

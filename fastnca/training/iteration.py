@@ -34,6 +34,9 @@ LIMIT = 1e4
 RIM = 2
 """Cells from the target within which the penalty `outside` falls with the learning rate."""
 
+FAR = 3.0
+"""How many times as heavy `outside` is beyond `RIM`, where it does not fall."""
+
 _SEEDS = 2**63 - 1  # seeds of masks have 63 bits
 
 
@@ -265,7 +268,7 @@ class Iteration:
                 )
             share = (learning_rate / config.learning_rate).sqrt()
             alpha = F.relu(states[:, ALPHA]) * (self._target[:, ALPHA] == 0)
-            alpha = torch.where(self._near, share * alpha, alpha)
+            alpha = torch.where(self._near, share * alpha, FAR * alpha)
             penalty = penalty + config.outside * alpha.mean()
         if config.overflow:
             excess = (rgba - rgba.clamp(0, 1)).abs().sum()

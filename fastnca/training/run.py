@@ -264,10 +264,10 @@ def _differences(trainer: "PoolTrainer", header: Header) -> list[str]:
     """Say what may make the resumed run differ in its last bits."""
     now, config = make_header(trainer), trainer.config
     notes = []
-    if config.schedule == "cosine" and header["config"]["iterations"] != config.iterations:
+    if config.schedule != "milestones" and header["config"]["iterations"] != config.iterations:
         notes.append(
             f"the run was saved with {header['config']['iterations']} iterations and goes on with "
-            f"{config.iterations}: the learning rate follows the cosine over the new number"
+            f"{config.iterations}: the learning rate falls over the new number"
         )
     names = ("fastnca_version", "torch_version", "device", "threads")
     return notes + [

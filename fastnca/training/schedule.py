@@ -20,11 +20,14 @@ def learning_rate(config: TrainConfig, iteration: int) -> float:
         The rate that the recipe asks for, with its warm-up.
     """
     rate = config.learning_rate
-    if config.schedule == "cosine":
-        done = min(1.0, iteration / max(1, config.iterations))
-        rate *= config.decay + (1 - config.decay) * (1 + math.cos(math.pi * done)) / 2
-    else:
+    if config.schedule == "milestones":
         rate *= config.decay ** sum(iteration >= milestone for milestone in config.milestones)
+    else:
+        fall = max(1, config.iterations - config.decay_start)
+        left = 1 - min(1.0, max(0, iteration - config.decay_start) / fall)
+        if config.schedule == "cosine":
+            left = (1 - math.cos(math.pi * left)) / 2
+        rate *= config.decay + (1 - config.decay) * left
     return rate * min(1.0, (iteration + 1) / max(1, config.warm_up))
 
 
