@@ -78,7 +78,7 @@ def train(processes, directory):
     said["skipped"] = [each.step().skipped for _ in range(3)]
     said["weights of skipped"] = digest(each.model.parameters())
 
-    each = make(processes, preset="quick", pool_size=12)
+    each = make(processes, preset="quick", pool_size=12, batch_size=4)
     advance(each, 4)
     said["weights of balanced"] = digest(each.model.parameters())
     said["norms of balanced"] = [

@@ -23,7 +23,7 @@ from tests.helpers import CPU_DEFAULT, excite
 
 DEFAULT = [
     *("--size", "12", "--hidden", "6", "--iterations", "3"),
-    *("--pool-size", "4", "--batch-size", "3", "--min-steps", "3", "--max-steps", "5"),
+    *("--pool-size", "4", "--batch-size", "4", "--min-steps", "3", "--max-steps", "5"),
 ]
 QUICK = [*DEFAULT, "--preset", "tutorial"]
 

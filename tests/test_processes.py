@@ -20,7 +20,7 @@ from tests.process_worker import digest, make
 from tests.runs import advance
 
 QUICK = [
-    *("--size", "12", "--hidden", "6", "--pool-size", "6", "--batch-size", "3"),
+    *("--size", "12", "--hidden", "6", "--pool-size", "8", "--batch-size", "4"),
     *("--min-steps", "3", "--max-steps", "5"),
 ]
 
@@ -185,7 +185,7 @@ def test_the_command_line_under_torchrun(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     assert done.stdout.count("3 iterations in") == 1
-    assert "2 processes, each with 3 states" in done.stdout
+    assert "2 processes, each with 4 states" in done.stdout
     assert (out / "growth.png").is_file()
     assert len((out / "metrics.csv").read_text().splitlines()) == 4
     assert main(["report", str(out), "--steps", "2", "--runs", "1"]) == 0

@@ -313,6 +313,6 @@ def test_the_tutorial_warns_only_and_the_other_presets_repair():
 
 
 def test_the_default_preset_seeds_what_its_pictures_grow_from():
-    each = make_trainer("quick", iterations=4)
+    each = make_trainer("quick", iterations=4, batch_size=4)
     filled = create_seed(8, 8, fill_hidden=each.config.fill_hidden)
     assert torch.equal(each.seed_state, filled)

@@ -16,7 +16,7 @@ from fastnca.training import BestWeights, RunDirectory
 from tests.runs import advance, make_trainer
 
 QUICK = [
-    *("--size", "8", "--hidden", "6", "--channels", "8", "--pool-size", "4", "--batch-size", "3"),
+    *("--size", "8", "--hidden", "6", "--channels", "8", "--pool-size", "4", "--batch-size", "4"),
     *("--min-steps", "3", "--max-steps", "6", "--save-interval", "2"),
 ]
 SHORT = ["--iterations", "6"]

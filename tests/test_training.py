@@ -183,7 +183,7 @@ def spoil_gradient(each):
 @pytest.mark.parametrize("spoil", [spoil_weights, spoil_pool, spoil_gradient])
 @pytest.mark.parametrize("preset", ["tutorial", "persistent", "quick"])
 def test_numbers_that_are_not_finite_are_skipped_then_stop_training(spoil, preset):
-    each = trainer(preset=preset, iterations=30, repairs=0)
+    each = trainer(preset=preset, iterations=30, repairs=0, batch_size=4)
     for _ in range(3):
         assert not each.step().skipped
     good = {name: value.clone() for name, value in each.good_weights.items()}
@@ -337,12 +337,12 @@ def test_best_weights_are_averages_with_the_lowest_growth_loss():
 def test_growth_and_healing_loss_compare_rollouts_from_the_seed():
     each = trainer()
     excite(each.model, 0.02)
-    seeds = create_seed(12, batch=2)
+    seeds = create_seed(12, batch=4)
     square = torch.zeros(12, 12, dtype=torch.bool)
     square[3:8, 3:8] = True  # 20 to 43 of 64 cells
 
     def loss(state):
-        target = each.target.expand(2, -1, -1, -1)
+        target = each.target.expand(4, -1, -1, -1)
         return float(F.mse_loss(get_visible_state(state), target))
 
     with torch.no_grad():

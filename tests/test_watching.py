@@ -24,7 +24,7 @@ from tests.runs import assert_same, make_trainer
 
 QUICK = [
     *("--size", "12", "--hidden", "6", "--iterations", "4"),
-    *("--pool-size", "5", "--batch-size", "3", "--min-steps", "3", "--max-steps", "5"),
+    *("--pool-size", "5", "--batch-size", "4", "--min-steps", "3", "--max-steps", "5"),
 ]
 
 
