@@ -102,7 +102,9 @@ def test_the_time_to_quality_is_the_first_look_at_which_all_bounds_hold(monkeypa
 
     monkeypatch.setattr(quality, "judge", stand_in)
     monkeypatch.setattr(quality, "EVERY", 2)
-    config = TrainConfig.preset("quick", **{**SMALL, "batch_size": 4, "iterations": 12, "repairs": 0})
+    config = TrainConfig.preset(
+        "quick", **{**SMALL, "batch_size": 4, "iterations": 12, "repairs": 0}
+    )
     facts, steps = quality.train(create_target_circle(12), 3, config)
     assert len(looks) == 2 + 1  # after 6 and 8 iterations, and at the end
     assert facts["reached"] == 8

@@ -85,7 +85,12 @@ def test_a_pool_in_host_memory_hands_out_what_was_just_written():
 @pytest.mark.parametrize("preset", ["tutorial", "quick", "regenerating"])
 @pytest.mark.parametrize("seed", [5, None])
 def test_a_pool_in_host_memory_trains_the_same(preset, half, seed):
-    options = {"damage": int(preset != "tutorial"), "damage_start": 0, "half_pool": half, "seed": seed}
+    options = {
+        "damage": int(preset != "tutorial"),
+        "damage_start": 0,
+        "half_pool": half,
+        "seed": seed,
+    }
     runs = [trainer(preset, pool_memory=where, **options) for where in ("device", "host")]
     after = []
     for each in runs:

@@ -243,6 +243,7 @@ _CHOICES = {
     "pool_memory": ("auto", "device", "host"),
 }
 
+
 def _check_int(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {value!r}")
