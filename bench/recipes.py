@@ -36,7 +36,7 @@ from fastnca.training import BestWeights, PoolTrainer, TrainConfig
 OUTPUT = ROOT / "bench" / "results" / "cpu-2core-recipes.csv"
 TARGETS = ("circle", "heart", "leaf")
 SEEDS = (0, 1, 2, 3, 4, 5)
-_COUNTED = ("iterations", "warm_up", "decay_start", "damage_start", "ramp")
+_COUNTED = ("iterations", "warm_up", "damage_start", "ramp")
 _PILOT_SEED = 1000
 
 

@@ -31,10 +31,9 @@ def test_milestones_multiply_the_learning_rate():
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_decay_start_holds_the_rate_before_it_falls(schedule):
-    held, alone = rates(10, schedule=schedule, decay_start=4), rates(6, schedule=schedule)
+def test_the_rate_is_held_before_it_falls(schedule):
+    held, alone = rates(10, schedule=schedule, hold=0.4), rates(6, schedule=schedule)
     assert held == pytest.approx([1.0] * 4 + alone)
-    assert rates(2, schedule=schedule, decay_start=9) == [1.0] * 4
 
 
 def test_a_linear_fall_is_a_straight_line_to_its_last_value():
@@ -257,7 +256,8 @@ def test_the_worst_of_the_drawn_states_become_seeds():
         ({"ramp_from": 1.5}, ValueError, "ramp_from must be at most 1"),
         ({"schedule": "step"}, ValueError, "schedule must be one of milestones, linear, cosine"),
         ({"warm_up": -1}, ValueError, "warm_up must be at least 0"),
-        ({"decay_start": -1}, ValueError, "decay_start must be at least 0"),
+        ({"hold": 1.0}, ValueError, "hold must be below 1"),
+        ({"hold": -0.1}, ValueError, "hold must be positive and finite"),
         ({"damage_rate": 0.0}, ValueError, "damage_rate must be positive"),
         ({"damage_rate": 1.5}, ValueError, "damage_rate must be at most 1"),
         ({"damage_start": -1}, ValueError, "damage_start must be at least 0"),
@@ -285,7 +285,7 @@ def test_a_fall_that_is_resumed_with_another_length_says_so(tmp_path, caplog, sc
 
 def test_checkpoints_without_the_newer_options_resume(tmp_path, monkeypatch):
     newer = {"betas", "warm_up", "schedule", "damage_start", "overflow", "outside", "repairs"}
-    newer |= {"ramp", "ramp_from", "reseed_count", "decay_start", "damage_rate"}
+    newer |= {"ramp", "ramp_from", "reseed_count", "hold", "damage_rate"}
     whole = TrainConfig.to_dict
     each = make_trainer()
     advance(each, 2)

@@ -21,7 +21,7 @@ class TrainConfig:
         warm_up: iterations over which the learning rate rises linearly to its value.
         schedule: how it falls: "milestones" multiplies it by `decay` at each of them, "linear" and
             "cosine" take it to `decay` times its value at the last iteration.
-        decay_start: iterations before a linear or cosine fall begins.
+        hold: share of the iterations, in [0, 1), before a linear or cosine fall begins.
         milestones: iterations at which the learning rate is multiplied by `decay`.
         decay: see `schedule`.
         min_steps: fewest steps of a rollout.
@@ -83,7 +83,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     warm_up: int = 0
     schedule: str = "milestones"
-    decay_start: int = 0
+    hold: float = 0.0
     milestones: tuple[int, ...] = ()
     decay: float = 0.1
     min_steps: int = 64
@@ -134,12 +134,14 @@ class TrainConfig:
                 f"max_steps is exclusive and must be above min_steps, got {self.min_steps} and "
                 f"{self.max_steps}"
             )
-        for name in ("outside", "overflow"):
+        for name in ("hold", "outside", "overflow"):
             if getattr(self, name) != 0:
                 _check_positive(name, getattr(self, name))
         for name in ("ramp_from", "damage_rate"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} must be at most 1, got {getattr(self, name)}")
+        if self.hold >= 1:
+            raise ValueError(f"hold must be below 1, got {self.hold}")
         self._check_betas()
         object.__setattr__(self, "milestones", tuple(self.milestones))
         for milestone in self.milestones:
@@ -223,7 +225,6 @@ _LEAST = {
     "max_steps": 2,
     "ramp": 0,
     "warm_up": 0,
-    "decay_start": 0,
     "reseed_count": 1,
     "damage": 0,
     "damage_start": 0,

@@ -23,7 +23,7 @@ _QUICK: dict[str, Any] = {
     "learning_rate": 4e-3,
     "betas": (0.75, 0.9),
     "schedule": "linear",
-    "decay_start": 570,
+    "hold": 0.3,
     "decay": 0.02,
     "min_steps": 48,
     "max_steps": 104,

@@ -23,8 +23,8 @@ def learning_rate(config: TrainConfig, iteration: int) -> float:
     if config.schedule == "milestones":
         rate *= config.decay ** sum(iteration >= milestone for milestone in config.milestones)
     else:
-        fall = max(1, config.iterations - config.decay_start)
-        left = 1 - min(1.0, max(0, iteration - config.decay_start) / fall)
+        start = config.hold * config.iterations
+        left = 1 - min(1.0, max(0.0, iteration - start) / max(1.0, config.iterations - start))
         if config.schedule == "cosine":
             left = (1 - math.cos(math.pi * left)) / 2
         rate *= config.decay + (1 - config.decay) * left
