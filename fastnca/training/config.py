@@ -19,8 +19,8 @@ class TrainConfig:
         learning_rate: of Adam.
         betas: of Adam, each in [0, 1).
         warm_up: iterations over which the learning rate rises linearly to its value.
-        schedule: how it falls: "milestones" multiplies it by `decay` at each of them, "linear" and
-            "cosine" take it to `decay` times its value at the last iteration.
+        schedule: how the learning rate falls: "milestones" multiplies it by `decay` at each of
+            them, "linear" and "cosine" take it to `decay` times its value at the last iteration.
         hold: share of the iterations, in [0, 1), before a linear or cosine fall begins.
         milestones: iterations at which the learning rate is multiplied by `decay`.
         decay: see `schedule`.
@@ -38,7 +38,7 @@ class TrainConfig:
         reseed_count: how many of the drawn states become the seed with reseed="before".
         damage: number of drawn states with the lowest loss that lose a random disc before the
             rollout.
-        damage_rate: probability in (0, 1] that each of them does.
+        damage_rate: probability in (0, 1] that a state chosen for damage loses its disc.
         damage_start: iterations before the first damage.
         clamp_loss: True compares RGBA clamped to [0, 1] with the target, False as it is.
         outside: weight of a penalty on alpha above 0 where the target is empty, its mean over the
