@@ -9,7 +9,7 @@ import torch
 
 import fastnca.module
 from fastnca import NeuralCA, create_target_circle, reference
-from fastnca.training import PoolTrainer, TrainConfig, graphed
+from fastnca.training import PoolTrainer, TrainConfig, graphed, iteration
 from fastnca.training.draw import Randomness
 from fastnca.training.graphed import GraphedIteration
 from fastnca.training.inputs import Inputs
@@ -24,6 +24,7 @@ def _plain_kernels(monkeypatch):
     monkeypatch.setattr(fastnca.module, "fused_rollout", plain_rollout)
     monkeypatch.setattr(fastnca.module, "choose_backend", lambda *_: "triton")
     monkeypatch.setattr(graphed, "choose_backend", lambda *_: "triton")
+    monkeypatch.setattr(iteration, "choose_backend", lambda *_: "triton")  # it counts threads
 
 
 RECIPES = {
