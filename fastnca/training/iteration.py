@@ -24,18 +24,13 @@ from fastnca.support import choose_backend
 from fastnca.training.config import TrainConfig
 from fastnca.training.damage import cut_discs
 from fastnca.training.draw import Draw
+from fastnca.training.penalty import Penalty
 from fastnca.training.pool import SamplePool, keep_last, send
 from fastnca.training.processes import Processes
 from fastnca.training.update import Update
 
 LIMIT = 1e4
 """A state with a larger value, or with one that is not a number, goes back to the pool as seed."""
-
-RIM = 2
-"""Cells from the target within which the penalty `outside` falls with the learning rate."""
-
-FAR = 3.0
-"""How many times as heavy `outside` is beyond `RIM`, where it does not fall."""
 
 _SEEDS = 2**63 - 1  # seeds of masks have 63 bits
 
@@ -111,9 +106,7 @@ class Iteration:
         self._pool = pool
         self._update = update
         self._processes = processes
-        self._penalised = bool(config.outside or config.overflow)
-        covered = (target[:, ALPHA] > 0).float()
-        self._near = F.max_pool2d(covered, 2 * RIM + 1, stride=1, padding=RIM) > 0
+        self._penalty = Penalty(target, config)
         self._rollout: nn.Module = Rollout(model, config)
         if processes.size > 1:
             ids = [target.device] if target.is_cuda else None
@@ -221,7 +214,7 @@ class Iteration:
                 end = self._rollout(piece, draw.steps, (draw.seed + number) & _SEEDS, draw.count)
                 sample_losses = self._sample_losses(end)
                 loss = sample_losses.mean()
-                objective = loss + self._penalty(end, learning_rate) if self._penalised else loss
+                objective = loss + self._penalty(end, learning_rate) if self._penalty.used else loss
                 part = len(piece) / len(states)
                 (objective if len(pieces) == 1 else objective * part).backward()
             if complete and self._config.gradient == "balance":
@@ -256,25 +249,6 @@ class Iteration:
         rgba = get_visible_state(states) if self._config.clamp_loss else states[:, :4]
         target = self._target.expand(len(states), -1, -1, -1)
         return F.mse_loss(rgba, target, reduction="none").mean(dim=(1, 2, 3))
-
-    def _penalty(self, states: Tensor, learning_rate: float | Tensor) -> Tensor:
-        """Return the penalties `outside` and `overflow`, summed: `[]`."""
-        config, rgba, hidden = self._config, states[:, :4], states[:, 4:]
-        penalty = torch.zeros_like(states[0, 0, 0, 0])
-        if config.outside:
-            if not isinstance(learning_rate, Tensor):  # float32, as on the device
-                learning_rate = torch.full(
-                    (), learning_rate, dtype=torch.float32, device=states.device
-                )
-            share = (learning_rate / config.learning_rate).sqrt()
-            alpha = F.relu(states[:, ALPHA]) * (self._target[:, ALPHA] == 0)
-            alpha = torch.where(self._near, share * alpha, FAR * alpha)
-            penalty = penalty + config.outside * alpha.mean()
-        if config.overflow:
-            excess = (rgba - rgba.clamp(0, 1)).abs().sum()
-            excess = excess + (hidden - hidden.clamp(-1, 1)).abs().sum()
-            penalty = penalty + config.overflow * excess / states.numel()
-        return penalty
 
     @torch.no_grad()
     def _write_back(
