@@ -33,7 +33,7 @@ RECIPES = {
     "regenerating": {"preset": "regenerating", "damage": 1, "milestones": (8,)},
     "quick": {
         **{"preset": "quick", "iterations": 14, "ramp": 9, "damage_start": 6, "warm_up": 3},
-        **{"schedule": "cosine", "hold": 0.2, "overflow": 0.1, "batch_size": 4},
+        **{"schedule": "cosine", "hold": 0.2, "overflow": 0.1, "batch_size": 4, "reseed_spare": 1},
     },
     "half": {"gradient": "normalize", "half_pool": True},
     "parts": {"micro_batches": 2, "reseed": "before"},

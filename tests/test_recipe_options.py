@@ -122,6 +122,16 @@ def test_damage_rate_is_how_often_a_disc_is_cut_out():
     assert all(always.randomness.next().radii.all() for _ in range(100))
 
 
+def test_damage_radius_is_that_of_the_discs():
+    each = make_trainer("regenerating", damage=2, damage_radius=(0.25, 0.5), seed=3)
+    radii = torch.stack([each.randomness.next().radii for _ in range(500)])
+    assert radii.min() == pytest.approx(0.25, abs=2e-3)
+    assert radii.max() == pytest.approx(0.5, abs=2e-3)
+    usual = make_trainer("regenerating", damage=2, seed=3)
+    found = torch.stack([usual.randomness.next().radii for _ in range(500)])
+    torch.testing.assert_close((found - 0.1) / 0.3, (radii - 0.25) / 0.25)  # the same draws
+
+
 def test_a_ramp_shortens_rollouts_and_changes_no_other_draw():
     each = make_trainer("regenerating", damage=2, ramp=100, ramp_from=0.25, damage_start=50)
     draw = each.randomness.next()
@@ -231,12 +241,52 @@ def test_the_worst_of_the_drawn_states_become_seeds():
     assert not torch.equal(batch.states[2], each.seed_state[0])
 
 
+@pytest.mark.parametrize("half_pool", [False, True])
+def test_spared_states_stay_in_the_pool_once_damage_begins(half_pool):
+    each, _ = balanced(2, reseed_spare=1, damage=1, damage_start=1, half_pool=half_pool)
+    for spares in (False, True, True):
+        before, draw = each.pool.states.clone(), each.randomness.peek()
+        batch = each.iterate.prepare(draw)
+        assert torch.equal(batch.states[:2], each.seed_state.repeat(2, 1, 1, 1))
+        each.step()
+        after = each.pool.states
+        worst, second, best = batch.slots.tolist()
+        assert torch.equal(after[second], before[second]) is spares
+        assert not torch.equal(after[worst], before[worst])
+        assert not torch.equal(after[best], before[best])
+        if spares:
+            assert not torch.equal(after[second], each.seed_state[0].to(after.dtype))
+
+
+def test_spared_states_change_no_gradient():
+    each, (seeds, others) = balanced(2, gradient="balance", reseed_spare=1)
+    each.step()
+    parameters = [p for p in each.model.parameters() if p.grad is not None]
+    for parameter, seed, other in zip(parameters, seeds, others, strict=True):
+        both = seed / seed.norm() + other / other.norm()
+        torch.testing.assert_close(parameter.grad, both / both.norm(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_spared_state_outlives_a_seed_whose_values_explode():
+    each, _ = balanced(2, reseed_spare=1)
+    with torch.no_grad():
+        each.model.update_net[2].bias[4:] = 1e5
+    before, batch = each.pool.states.clone(), each.iterate.prepare(each.randomness.peek())
+    assert each.step().exploded == 2  # the seeds; the third state dies
+    worst, second, _ = batch.slots.tolist()
+    assert torch.equal(each.pool.states[worst], each.seed_state[0])
+    assert torch.equal(each.pool.states[second], before[second])
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
         ({"reseed_count": 0}, ValueError, "reseed_count must be at least 1"),
         ({"reseed_count": 2}, ValueError, "reseed_count=2 needs reseed='before'"),
         ({"reseed": "before", "reseed_count": 3, "damage": 2}, ValueError, "no room for damage=2"),
+        ({"reseed_spare": -1}, ValueError, "reseed_spare must be at least 0"),
+        ({"reseed_spare": 1}, ValueError, "reseed_spare=1 needs reseed='before'"),
+        ({"reseed": "before", "reseed_spare": 2}, ValueError, "a reseed_count of at least as many"),
         ({"gradient": "balance"}, ValueError, "gradient='balance' needs seeds and others"),
         (
             {"gradient": "balance", "reseed": "before", "reseed_count": 4},
@@ -260,6 +310,11 @@ def test_the_worst_of_the_drawn_states_become_seeds():
         ({"hold": -0.1}, ValueError, "hold must be positive and finite"),
         ({"damage_rate": 0.0}, ValueError, "damage_rate must be positive"),
         ({"damage_rate": 1.5}, ValueError, "damage_rate must be at most 1"),
+        ({"damage_radius": (0.1,)}, TypeError, "damage_radius must be two numbers"),
+        ({"damage_radius": (0.1, True)}, TypeError, "damage_radius must be two numbers"),
+        ({"damage_radius": (0.4, 0.1)}, ValueError, "a smallest and a largest radius"),
+        ({"damage_radius": (0.0, 0.1)}, ValueError, "a smallest and a largest radius"),
+        ({"damage_radius": (0.1, math.inf)}, ValueError, "a smallest and a largest radius"),
         ({"damage_start": -1}, ValueError, "damage_start must be at least 0"),
         ({"repairs": -1}, ValueError, "repairs must be at least 0"),
     ],
@@ -285,7 +340,8 @@ def test_a_fall_that_is_resumed_with_another_length_says_so(tmp_path, caplog, sc
 
 def test_checkpoints_without_the_newer_options_resume(tmp_path, monkeypatch):
     newer = {"betas", "warm_up", "schedule", "damage_start", "overflow", "outside", "repairs"}
-    newer |= {"ramp", "ramp_from", "reseed_count", "hold", "damage_rate"}
+    newer |= {"ramp", "ramp_from", "reseed_count", "reseed_spare", "hold"}
+    newer |= {"damage_rate", "damage_radius"}
     whole = TrainConfig.to_dict
     each = make_trainer()
     advance(each, 2)

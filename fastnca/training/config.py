@@ -36,9 +36,13 @@ class TrainConfig:
         reseed: which sample becomes the seed again: "after", the worst of the batch when it goes
             back to the pool; "before", the worst of the drawn states before the rollout; "none".
         reseed_count: how many of the drawn states become the seed with reseed="before".
+        reseed_spare: how many of those, the ones with the lowest loss, stay in the pool as they
+            were drawn, from iteration `damage_start` on; the seed in their place is rolled out
+            and not kept. So states of the pool grow older, and patterns learn to last.
         damage: number of drawn states with the lowest loss that lose a random disc before the
             rollout.
         damage_rate: probability in (0, 1] that a state chosen for damage loses its disc.
+        damage_radius: smallest and largest radius of a disc, in half-widths of the grid.
         damage_start: iterations before the first damage.
         clamp_loss: True compares RGBA clamped to [0, 1] with the target, False as it is.
         outside: weight of a penalty on alpha above 0 where the target is empty, its mean over the
@@ -95,8 +99,10 @@ class TrainConfig:
     replacement: bool = True
     reseed: str = "after"
     reseed_count: int = 1
+    reseed_spare: int = 0
     damage: int = 0
     damage_rate: float = 1.0
+    damage_radius: tuple[float, float] = (0.1, 0.4)
     damage_start: int = 0
     clamp_loss: bool = True
     outside: float = 0.0
@@ -142,7 +148,7 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at most 1, got {getattr(self, name)}")
         if self.hold >= 1:
             raise ValueError(f"hold must be below 1, got {self.hold}")
-        self._check_betas()
+        self._check_pairs()
         object.__setattr__(self, "milestones", tuple(self.milestones))
         for milestone in self.milestones:
             _check_int("milestones", milestone, 0)
@@ -150,15 +156,22 @@ class TrainConfig:
             check_seed(self.seed)
         self._check_batch()
 
-    def _check_betas(self) -> None:
-        """Check Adam's coefficients, and keep them as a tuple."""
-        betas = tuple(self.betas)
-        numbers = (isinstance(b, int | float) and not isinstance(b, bool) for b in betas)
-        if len(betas) != 2 or not all(numbers):
-            raise TypeError(f"betas must be two numbers, got {self.betas!r}")
-        if not all(0 <= beta < 1 for beta in betas):
+    def _check_pairs(self) -> None:
+        """Check Adam's coefficients and the radii of discs, and keep them as tuples."""
+        for name in ("betas", "damage_radius"):
+            pair = tuple(getattr(self, name))
+            numbers = (isinstance(x, int | float) and not isinstance(x, bool) for x in pair)
+            if len(pair) != 2 or not all(numbers):
+                raise TypeError(f"{name} must be two numbers, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, pair)
+        if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be at least 0 and below 1, got {self.betas}")
-        object.__setattr__(self, "betas", betas)
+        smallest, largest = self.damage_radius
+        if not 0 < smallest <= largest < math.inf:
+            raise ValueError(
+                "damage_radius must be a smallest and a largest radius, positive and finite, got "
+                f"{self.damage_radius}"
+            )
 
     def _check_batch(self) -> None:
         """Check what batch, pool and recipe demand of each other."""
@@ -183,6 +196,11 @@ class TrainConfig:
             )
         if not before and self.reseed_count > 1:
             raise ValueError(f"reseed_count={self.reseed_count} needs reseed='before'")
+        if self.reseed_spare and not (before and self.reseed_spare <= self.reseed_count):
+            raise ValueError(
+                f"reseed_spare={self.reseed_spare} needs reseed='before' and a reseed_count of at "
+                "least as many"
+            )
         if self.gradient == "balance" and not (before and self.reseed_count < self.batch_size):
             raise ValueError(
                 "gradient='balance' needs seeds and others in a batch: reseed='before' and "
@@ -213,8 +231,8 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON-serialisable values."""
-        lists = {"milestones": list(self.milestones), "betas": list(self.betas)}
-        return {**asdict(self), **lists}
+        values = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 _LEAST = {
@@ -226,6 +244,7 @@ _LEAST = {
     "ramp": 0,
     "warm_up": 0,
     "reseed_count": 1,
+    "reseed_spare": 0,
     "damage": 0,
     "damage_start": 0,
     "max_skips": 1,

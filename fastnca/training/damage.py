@@ -6,13 +6,16 @@ from torch import Tensor
 from fastnca.states import disc
 
 
-def draw_discs(count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Draw random discs, as the Distill article's notebook does.
+def draw_discs(
+    count: int, radius: tuple[float, float], generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw random discs, as the Distill article's notebook does with radii of 0.1 to 0.4.
 
-    Centres are uniform in [-0.5, 0.5]², radii in [0.1, 0.4], in half-widths of the grid.
+    Centres are uniform in [-0.5, 0.5]², radii between two given, in half-widths of the grid.
 
     Args:
         count: number of discs; 0 draws no random number.
+        radius: smallest and largest radius.
         generator: CPU generator; torch's default one if None.
 
     Returns:
@@ -21,7 +24,8 @@ def draw_discs(count: int, generator: torch.Generator | None = None) -> tuple[Te
     if count == 0:
         return torch.zeros(0, 2), torch.zeros(0)
     centers = torch.rand(count, 2, generator=generator) - 0.5
-    return centers, 0.1 + 0.3 * torch.rand(count, generator=generator)
+    smallest, largest = radius
+    return centers, smallest + (largest - smallest) * torch.rand(count, generator=generator)
 
 
 def cut_discs(states: Tensor, centers: Tensor, radii: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ class Draw:
         slots: `[B]` int64 on the CPU, slots of the pool; empty without a pool.
         centers: `[damage, 2]` float32 on the CPU, centres of the discs that are cut out.
         radii: `[damage]` float32 on the CPU; a disc of radius 0 covers no cell.
+        spares: `[]` bool on the CPU, whether the pool keeps the states that are to be spared.
         steps: steps of the rollout.
         seed: of the update masks, in [0, 2⁶³).
         count: None takes all steps; else `[]` int64, how many of them are taken. A draw that has
@@ -30,6 +31,7 @@ class Draw:
     slots: Tensor
     centers: Tensor
     radii: Tensor
+    spares: Tensor
     steps: int
     seed: int | Tensor
     count: Tensor | None = None
@@ -106,11 +108,12 @@ class Randomness:
         slots = torch.zeros(0, dtype=torch.int64)
         if config.use_pool:
             slots = draw_slots(self._slots, config.batch_size, config.replacement, own)
-        centers, radii = draw_discs(config.damage, own)
+        centers, radii = draw_discs(config.damage, config.damage_radius, own)
         if config.damage and config.damage_rate < 1:
             radii = radii * (torch.rand(config.damage, generator=own) < config.damage_rate)
         steps = int(torch.randint(config.min_steps, config.max_steps, (), generator=shared))
-        return Draw(slots, centers, radii, steps, draw_seed(own))
+        spares = torch.tensor(config.reseed_spare > 0)
+        return Draw(slots, centers, radii, spares, steps, draw_seed(own))
 
 
 def draw_slots(

@@ -30,11 +30,12 @@ class Inputs:
             ((drawn,), torch.int64),
             ((config.damage, 2), torch.float32),
             ((config.damage,), torch.float32),
+            ((), torch.bool),
         ]
         size = sum(_padded_bytes(*part) for part in self._parts)
         self._memory = torch.zeros(size, dtype=torch.uint8, device=device)
-        seed, count, self.rate, slots, centers, radii = self._cut(self._memory)
-        self.draw = Draw(slots, centers, radii, config.max_steps - 1, seed, count)
+        seed, count, self.rate, slots, centers, radii, spares = self._cut(self._memory)
+        self.draw = Draw(slots, centers, radii, spares, config.max_steps - 1, seed, count)
 
     def fill(self, draw: Draw, rate: float) -> None:
         """Copy a draw and a learning rate to the device, in one copy that nobody waits for.
@@ -44,7 +45,7 @@ class Inputs:
         """
         memory = torch.empty(self._memory.shape, dtype=torch.uint8, pin_memory=self._memory.is_cuda)
         numbers = draw.seed, draw.steps, rate
-        tensors = draw.slots, draw.centers, draw.radii
+        tensors = draw.slots, draw.centers, draw.radii, draw.spares
         for part, value in zip(self._cut(memory), (*numbers, *tensors), strict=True):
             part.copy_(value) if isinstance(value, Tensor) else part.fill_(value)
         self._memory.copy_(memory, non_blocking=True)

@@ -268,6 +268,10 @@ class Iteration:
             worst = batch.slots.index_select(0, sample_losses.argmax()[None])
             reseeded = wild | (batch.slots == worst)
         states = torch.where(reseeded[:, None, None, None], self._seed_state, states)
+        if count := self._config.reseed_spare:
+            spared = slice(self._config.reseed_count - count, self._config.reseed_count)
+            spares = send(draw.spares, states.device)
+            states[spared] = torch.where(spares, batch.drawn[spared], states[spared])
         states = torch.where(fine, states, batch.drawn)
         if batch.order is not None:
             states = keep_last(batch.slots, states)[batch.order.argsort()]

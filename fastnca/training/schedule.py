@@ -32,7 +32,7 @@ def learning_rate(config: TrainConfig, iteration: int) -> float:
 
 
 def adapt(draw: Draw, config: TrainConfig, iteration: int) -> Draw:
-    """Return a draw with the steps and the damage that the recipe asks for by then.
+    """Return a draw with the steps, the damage and the spared states of that iteration.
 
     Args:
         draw: what was drawn.
@@ -46,5 +46,7 @@ def adapt(draw: Draw, config: TrainConfig, iteration: int) -> Draw:
         share = config.ramp_from + (1 - config.ramp_from) * iteration / config.ramp
         draw = replace(draw, steps=max(1, round(draw.steps * share)))
     if iteration < config.damage_start:
-        draw = replace(draw, radii=torch.zeros_like(draw.radii))
+        draw = replace(
+            draw, radii=torch.zeros_like(draw.radii), spares=torch.zeros_like(draw.spares)
+        )
     return draw
