@@ -271,6 +271,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "no-damage": {"damage": 0},
     "one-damaged": {"damage": 1, "damage_rate": 1.0},
     "two-damaged": {"damage_rate": 1.0},
+    "larger-discs": {"damage_radius": (0.1, 0.5)},
+    "spare": {"reseed_spare": 1},
+    "spare-larger-discs": {"reseed_spare": 1, "damage_radius": (0.1, 0.5)},
+    "spare-early": {"reseed_spare": 1, "damage_start": 190},
     "alpha-seed": {"fill_hidden": False},
     "no-averaging": {"average": 0.0},
 }
