@@ -128,9 +128,11 @@ def _facts(runs: list[Run]) -> Iterator[str]:
     first = runs[0]
     targets = ", ".join(sorted({run.target for run in runs}))
     seeds = len({run.seed for run in runs})
+    found = list(dict.fromkeys(run.commit for run in runs))
+    commits = f"commit{'s' * (len(found) > 1)} {', '.join(found)}"
     yield (
         f"{targets}; {seeds} seeds each, {first.size}x{first.size} cells, the same time of one "
-        f"core for each recipe. {first.machine}, torch {first.torch}, commit {first.commit}. "
+        f"core for each recipe. {first.machine}, torch {first.torch}, {commits}. "
         "Errors are mean squared errors of clamped RGBA as percentages of an empty grid's, means "
         "over all runs; the score is the mean of 192 and 480 steps and healed, *worst* its highest "
         "value. *Scraps* is the share of runs with a living cell more than two cells from the "
