@@ -24,7 +24,7 @@ def _plain_kernels(monkeypatch):
     monkeypatch.setattr(fastnca.module, "fused_rollout", plain_rollout)
     monkeypatch.setattr(fastnca.module, "choose_backend", lambda *_: "triton")
     monkeypatch.setattr(graphed, "choose_backend", lambda *_: "triton")
-    monkeypatch.setattr(iteration, "choose_backend", lambda *_: "triton")  # it counts threads
+    monkeypatch.setattr(iteration, "choose_backend", lambda *_: "triton")  # no reserved threads
 
 
 RECIPES = {
