@@ -132,6 +132,20 @@ def test_damage_radius_is_that_of_the_discs():
     torch.testing.assert_close((found - 0.1) / 0.3, (radii - 0.25) / 0.25)  # the same draws
 
 
+def test_damage_offset_is_how_far_discs_lie_from_the_middle():
+    usual, near, middle = (
+        make_trainer("regenerating", damage=2, seed=3, **options)
+        for options in ({}, {"damage_offset": 0.25}, {"damage_offset": 0.0})
+    )
+    draws = [[each.randomness.next() for each in (usual, near, middle)] for _ in range(500)]
+    centers = torch.stack([draw.centers for draw, _, _ in draws])
+    assert centers.abs().amax((0, 1)).tolist() == pytest.approx([0.5, 0.5], abs=2e-3)
+    for far, close, none in draws:  # the same draws
+        torch.testing.assert_close(close.centers, far.centers / 2)
+        assert not none.centers.any()
+        assert torch.equal(far.radii, close.radii)
+
+
 def test_a_ramp_shortens_rollouts_and_changes_no_other_draw():
     each = make_trainer("regenerating", damage=2, ramp=100, ramp_from=0.25, damage_start=50)
     draw = each.randomness.next()
@@ -297,17 +311,17 @@ def test_a_spared_state_outlives_a_seed_whose_values_explode():
         ({"betas": (0.9, "x")}, TypeError, "betas must be two numbers"),
         ({"betas": (0.9, 1.0)}, ValueError, "at least 0 and below 1"),
         ({"betas": (-0.1, 0.9)}, ValueError, "at least 0 and below 1"),
-        ({"overflow": -1.0}, ValueError, "overflow must be positive and finite"),
-        ({"overflow": math.inf}, ValueError, "overflow must be positive and finite"),
+        ({"overflow": -1.0}, ValueError, "overflow must be at least 0 and finite"),
+        ({"overflow": math.inf}, ValueError, "overflow must be at least 0 and finite"),
         ({"overflow": "x"}, TypeError, "overflow must be a number"),
-        ({"outside": math.nan}, ValueError, "outside must be positive and finite"),
+        ({"outside": math.nan}, ValueError, "outside must be at least 0 and finite"),
         ({"ramp": -1}, ValueError, "ramp must be at least 0"),
         ({"ramp_from": 0.0}, ValueError, "ramp_from must be positive"),
         ({"ramp_from": 1.5}, ValueError, "ramp_from must be at most 1"),
         ({"schedule": "step"}, ValueError, "schedule must be one of milestones, linear, cosine"),
         ({"warm_up": -1}, ValueError, "warm_up must be at least 0"),
         ({"hold": 1.0}, ValueError, "hold must be below 1"),
-        ({"hold": -0.1}, ValueError, "hold must be positive and finite"),
+        ({"hold": -0.1}, ValueError, "hold must be at least 0 and finite"),
         ({"damage_rate": 0.0}, ValueError, "damage_rate must be positive"),
         ({"damage_rate": 1.5}, ValueError, "damage_rate must be at most 1"),
         ({"damage_radius": (0.1,)}, TypeError, "damage_radius must be two numbers"),
@@ -315,6 +329,9 @@ def test_a_spared_state_outlives_a_seed_whose_values_explode():
         ({"damage_radius": (0.4, 0.1)}, ValueError, "a smallest and a largest radius"),
         ({"damage_radius": (0.0, 0.1)}, ValueError, "a smallest and a largest radius"),
         ({"damage_radius": (0.1, math.inf)}, ValueError, "a smallest and a largest radius"),
+        ({"damage_offset": -0.1}, ValueError, "damage_offset must be at least 0 and finite"),
+        ({"damage_offset": 1.1}, ValueError, "damage_offset must be at most 1"),
+        ({"damage_offset": (0.1,)}, TypeError, "damage_offset must be a number"),
         ({"damage_start": -1}, ValueError, "damage_start must be at least 0"),
         ({"repairs": -1}, ValueError, "repairs must be at least 0"),
     ],
@@ -341,7 +358,7 @@ def test_a_fall_that_is_resumed_with_another_length_says_so(tmp_path, caplog, sc
 def test_checkpoints_without_the_newer_options_resume(tmp_path, monkeypatch):
     newer = {"betas", "warm_up", "schedule", "damage_start", "overflow", "outside", "repairs"}
     newer |= {"ramp", "ramp_from", "reseed_count", "reseed_spare", "hold"}
-    newer |= {"damage_rate", "damage_radius"}
+    newer |= {"damage_rate", "damage_radius", "damage_offset"}
     whole = TrainConfig.to_dict
     each = make_trainer()
     advance(each, 2)

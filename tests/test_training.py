@@ -395,7 +395,8 @@ def test_pool_samples_and_commits():
 
 def test_damage_zeroes_discs_and_nothing_else():
     states = torch.ones(50, 4, 40, 40)
-    damaged = cut_discs(states, *draw_discs(50, (0.1, 0.4), torch.Generator().manual_seed(0)))
+    discs = draw_discs(50, (0.1, 0.4), 0.5, torch.Generator().manual_seed(0))
+    damaged = cut_discs(states, *discs)
     gone = damaged[:, 0] == 0
     assert torch.equal(damaged, (~gone)[:, None].float().expand_as(states))
     radii = (gone.sum(dim=(1, 2)) / math.pi).sqrt() / 19.5

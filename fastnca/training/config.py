@@ -43,6 +43,8 @@ class TrainConfig:
             rollout.
         damage_rate: probability in (0, 1] that a state chosen for damage loses its disc.
         damage_radius: smallest and largest radius of a disc, in half-widths of the grid.
+        damage_offset: how far at most, in [0, 1], a disc's centre lies above or below and beside
+            that of the grid, in half-widths. A lower one cuts deeper into a pattern.
         damage_start: iterations before the first damage.
         clamp_loss: True compares RGBA clamped to [0, 1] with the target, False as it is.
         outside: weight of a penalty on alpha above 0 where the target is empty, its mean over the
@@ -103,6 +105,7 @@ class TrainConfig:
     damage: int = 0
     damage_rate: float = 1.0
     damage_radius: tuple[float, float] = (0.1, 0.4)
+    damage_offset: float = 0.5
     damage_start: int = 0
     clamp_loss: bool = True
     outside: float = 0.0
@@ -125,7 +128,7 @@ class TrainConfig:
         for name, least in _LEAST.items():
             _check_int(name, getattr(self, name), least)
         for name in ("learning_rate", "clip_norm", "decay", "ramp_from", "damage_rate"):
-            _check_positive(name, getattr(self, name))
+            _check_number(name, getattr(self, name), above_zero=True)
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -140,10 +143,9 @@ class TrainConfig:
                 f"max_steps is exclusive and must be above min_steps, got {self.min_steps} and "
                 f"{self.max_steps}"
             )
-        for name in ("hold", "outside", "overflow"):
-            if getattr(self, name) != 0:
-                _check_positive(name, getattr(self, name))
-        for name in ("ramp_from", "damage_rate"):
+        for name in ("hold", "outside", "overflow", "damage_offset"):
+            _check_number(name, getattr(self, name))
+        for name in ("ramp_from", "damage_rate", "damage_offset"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} must be at most 1, got {getattr(self, name)}")
         if self.hold >= 1:
@@ -271,8 +273,9 @@ def _check_int(name: str, value: object, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def _check_positive(name: str, value: object) -> None:
+def _check_number(name: str, value: object, above_zero: bool = False) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+    if not (0 <= value < math.inf) or (above_zero and value == 0):
+        least = "positive" if above_zero else "at least 0"
+        raise ValueError(f"{name} must be {least} and finite, got {value}")

@@ -7,15 +7,20 @@ from fastnca.states import disc
 
 
 def draw_discs(
-    count: int, radius: tuple[float, float], generator: torch.Generator | None = None
+    count: int,
+    radius: tuple[float, float],
+    offset: float,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw random discs, as the Distill article's notebook does with radii of 0.1 to 0.4.
+    """Draw random discs, in half-widths of the grid.
 
-    Centres are uniform in [-0.5, 0.5]², radii between two given, in half-widths of the grid.
+    Centres are uniform in [-offset, offset]², radii between two given. The Distill article's
+    notebook has radii of 0.1 to 0.4 and an offset of 0.5.
 
     Args:
         count: number of discs; 0 draws no random number.
         radius: smallest and largest radius.
+        offset: largest distance of a centre from that of the grid, along each axis.
         generator: CPU generator; torch's default one if None.
 
     Returns:
@@ -23,7 +28,7 @@ def draw_discs(
     """
     if count == 0:
         return torch.zeros(0, 2), torch.zeros(0)
-    centers = torch.rand(count, 2, generator=generator) - 0.5
+    centers = (torch.rand(count, 2, generator=generator) - 0.5) * (2 * offset)
     smallest, largest = radius
     return centers, smallest + (largest - smallest) * torch.rand(count, generator=generator)
 

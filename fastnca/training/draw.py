@@ -108,7 +108,7 @@ class Randomness:
         slots = torch.zeros(0, dtype=torch.int64)
         if config.use_pool:
             slots = draw_slots(self._slots, config.batch_size, config.replacement, own)
-        centers, radii = draw_discs(config.damage, config.damage_radius, own)
+        centers, radii = draw_discs(config.damage, config.damage_radius, config.damage_offset, own)
         if config.damage and config.damage_rate < 1:
             radii = radii * (torch.rand(config.damage, generator=own) < config.damage_rate)
         steps = int(torch.randint(config.min_steps, config.max_steps, (), generator=shared))
