@@ -149,15 +149,16 @@ def _name(row: Case | Row) -> str:
 
 
 def time_to_quality(results: Iterable[Result]) -> str:
-    """Quality of the default recipe, and the time it takes."""
+    """Quality of the default recipe and of others, and the time they take."""
     results = list(results)
     if not results:
         return ""
     first = results[0]
+    commits = ", ".join(dict.fromkeys(_commit(result.commit) for result in results))
     lines = [
         _wrap(
-            f"Time to quality: `python -m bench.quality` trains each target with the preset "
-            f"`{first.preset}` at {first.size}x{first.size} and judges the saved model by four "
+            f"Time to quality: `python -m bench.quality` trains each target with a preset at "
+            f"{first.size}x{first.size} and judges the saved model by four "
             "rollouts with random updates. *Error* is the mean squared error of clamped RGBA as a "
             "share of an empty grid's, worst of the seeds. All bounds hold when it is at most "
             f"{BOUNDS['grown_96']:.1%} after 96 steps, {BOUNDS['grown_192']:.1%} after 192 and "
@@ -166,21 +167,21 @@ def time_to_quality(results: Iterable[Result]) -> str:
             "the seeds; those of the tutorial's class are projected from its time for one step, "
             "with the same recipe, until the bounds hold or training ends. "
             f"{first.machine}, threads: {first.threads}, torch "
-            f"{first.torch}, commit {_commit(first.commit)}:"
+            f"{first.torch}, commit{'s' * (', ' in commits)} {commits}:"
         ),
         "",
-        "| target | seeds | all bounds hold | 96 steps | 192 | 480 | healed | 2,000 | no scraps | "
-        "training | until the bounds hold | the tutorial's class |",
-        "| --- |" + " --- |" * 11,
+        "| target | preset | iterations | seeds | all bounds hold | 96 steps | 192 | 480 | "
+        "healed | 2,000 | no scraps | training | until the bounds hold | the tutorial's class |",
+        "| --- |" + " --- |" * 13,
     ]
-    targets: dict[str, list[Result]] = {}
+    groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        targets.setdefault(result.target, []).append(result)
-    return "\n".join([*lines, *(_quality(name, runs) for name, runs in targets.items())])
+        groups.setdefault((result.target, result.preset), []).append(result)
+    return "\n".join([*lines, *map(_quality, groups.values())])
 
 
-def _quality(target: str, runs: list[Result]) -> str:
-    """Return a target's line."""
+def _quality(runs: list[Result]) -> str:
+    """Return the line of a target and a preset."""
 
     def worst(name: str) -> str:
         return f"{max(getattr(run, name) / run.empty for run in runs):.1%}"
@@ -188,7 +189,9 @@ def _quality(target: str, runs: list[Result]) -> str:
     fine = [all(run.holds().values()) for run in runs]
     reached = [run for run in runs if run.reached]
     cells = [
-        target,
+        runs[0].target,
+        runs[0].preset,
+        f"{statistics.median_low(run.iterations for run in runs):,}",
         str(len(runs)),
         f"{sum(fine)} of {len(runs)}",
         *(worst(name) for name in ("grown_96", "grown_192", "grown_480", "healed", "grown_2000")),

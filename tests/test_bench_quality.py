@@ -149,12 +149,15 @@ def test_the_table_says_what_was_not_reached():
             example(target="heart", seed=0),
             example(target="heart", seed=1, scraps=2.0, reached=0),
             example(target="leaf", reached=0),
+            example(target="leaf", preset="growing", iterations=8000, commit="y+"),
         ]
     )
-    heart, leaf = table.splitlines()[-2:]
-    assert heart.startswith("| heart | 2 | 1 of 2 |")
+    heart, leaf, longer = table.splitlines()[-3:]
+    assert heart.startswith("| heart | x | 7 | 2 | 1 of 2 |")
     assert "| 1 of 2 | 0 s | 0 s | 0 s |" in heart
     assert leaf.endswith("| never | 0 s |")
+    assert longer.startswith("| leaf | growing | 8,000 | 1 | 1 of 1 |")
+    assert "commits x, y with uncommitted changes:" in table.replace("\n", " ")
 
 
 def test_options_that_count_iterations_are_stretched_alike(monkeypatch):
