@@ -33,7 +33,7 @@ _QUICK: dict[str, Any] = {
     "reseed": "before",
     "reseed_count": 2,
     "damage": 2,
-    "damage_rate": 0.75,
+    "damage_rate": 0.5,
     "damage_offset": 0.25,
     "damage_start": 570,
     "clamp_loss": False,
