@@ -34,6 +34,7 @@ _QUICK: dict[str, Any] = {
     "reseed_count": 2,
     "damage": 2,
     "damage_rate": 0.5,
+    "damage_radius": (0.1, 0.45),
     "damage_offset": 0.25,
     "damage_start": 570,
     "clamp_loss": False,
