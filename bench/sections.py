@@ -157,9 +157,9 @@ def time_to_quality(results: Iterable[Result]) -> str:
     commits = ", ".join(dict.fromkeys(_commit(result.commit) for result in results))
     lines = [
         _wrap(
-            f"Time to quality: `python -m bench.quality` trains each target with a preset at "
-            f"{first.size}x{first.size} and judges the saved model by four "
-            "rollouts with random updates. *Error* is the mean squared error of clamped RGBA as a "
+            "Time to quality: `python -m bench.quality` trains each target with a preset at "
+            f"{first.size}x{first.size} and judges the saved model by four rollouts with random "
+            "updates. *Error* is the mean squared error of clamped RGBA as a "
             "share of an empty grid's, worst of the seeds. All bounds hold when it is at most "
             f"{BOUNDS['grown_96']:.1%} after 96 steps, {BOUNDS['grown_192']:.1%} after 192 and "
             f"480, {BOUNDS['healed']:.1%} healed, {BOUNDS['grown_2000']:.1%} after 2,000 steps, "

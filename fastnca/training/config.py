@@ -43,8 +43,8 @@ class TrainConfig:
             rollout.
         damage_rate: probability in (0, 1] that a state chosen for damage loses its disc.
         damage_radius: smallest and largest radius of a disc, in half-widths of the grid.
-        damage_offset: how far at most, in [0, 1], a disc's centre lies above or below and beside
-            that of the grid, in half-widths. A lower one cuts deeper into a pattern.
+        damage_offset: largest distance of a disc's centre from the grid's along each axis, in
+            half-widths of the grid, in [0, 1]. A lower one cuts deeper into a pattern.
         damage_start: iterations before the first damage.
         clamp_loss: True compares RGBA clamped to [0, 1] with the target, False as it is.
         outside: weight of a penalty on alpha above 0 where the target is empty, its mean over the
