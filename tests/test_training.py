@@ -21,7 +21,6 @@ from fastnca.training import (
     growth_loss,
     healing_loss,
 )
-from fastnca.training.damage import cut_discs, draw_discs
 from tests.helpers import excite
 
 SMALL = {"pool_size": 6, "batch_size": 3, "min_steps": 3, "max_steps": 6, "seed": 1}
@@ -391,18 +390,6 @@ def test_pool_samples_and_commits():
         SamplePool(create_seed(4), 0)
     with pytest.raises(ValueError, match="one state"):
         SamplePool(torch.zeros(2, 4, 4, 4), 3)
-
-
-def test_damage_zeroes_discs_and_nothing_else():
-    states = torch.ones(50, 4, 40, 40)
-    discs = draw_discs(50, (0.1, 0.4), 0.5, torch.Generator().manual_seed(0))
-    damaged = cut_discs(states, *discs)
-    gone = damaged[:, 0] == 0
-    assert torch.equal(damaged, (~gone)[:, None].float().expand_as(states))
-    radii = (gone.sum(dim=(1, 2)) / math.pi).sqrt() / 19.5
-    assert radii.min() > 0.07
-    assert radii.max() < 0.43
-    assert radii.std() > 0.05
 
 
 OPTIONS = {
