@@ -1,6 +1,7 @@
 """How good the default recipe is, and how long it takes: `fastnca` against the tutorial's class.
 
-    python -m bench.quality [--csv FILE] [--targets circle,heart] [--seeds 0-9] [--preset quick]
+    python -m bench.quality [--csv FILE] [--models FOLDER] [--targets circle,heart] [--seeds 0-9]
+        [--preset quick]
 
 Trains as `fastnca train` does, with the same first weights, draws and masks, and judges the saved
 model by `bench.judge`. Every `EVERY` iterations of the second half the averaged weights are judged
@@ -107,13 +108,16 @@ class _Watch:
         self._since = time.perf_counter()
 
 
-def train(target: Tensor, seed: int, config: TrainConfig) -> tuple[dict[str, float | str], int]:
+def train(
+    target: Tensor, seed: int, config: TrainConfig, saved_as: Path | None = None
+) -> tuple[dict[str, float | str], int]:
     """Train as `fastnca train` does.
 
     Args:
         target: `[1, 4, S, S]`.
         seed: of the first weights.
         config: the recipe, with its own seed.
+        saved_as: folder for the trained model; None keeps no model.
 
     Returns:
         Fields of `Result`, from `ended` to `dead` but for `tutorial_seconds`; and the steps of the
@@ -125,6 +129,9 @@ def train(target: Tensor, seed: int, config: TrainConfig) -> tuple[dict[str, flo
     best = BestWeights(trainer)
     watch = _Watch(trainer, best)
     ended = fit(trainer, best, watch)
+    if saved_as is not None:
+        model.metadata = {"size": target.shape[-1], "fill_hidden": config.fill_hidden}
+        model.save(saved_as)
     reached, seconds, steps = watch.reached or (0, 0.0, watch.steps)
     facts = {
         "ended": ended,
@@ -180,6 +187,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--csv", type=Path, default=OUTPUT)
+    parser.add_argument("--models", type=Path, help="folder in which each trained model is saved")
     parser.add_argument("--targets", default="circle", help="names or picture files, with commas")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--seeds", default="0-2", help="such as 0,3,5-7")
@@ -199,7 +207,9 @@ def main() -> int:
             if (Path(name).name, options.size, seed, options.preset) in done:
                 continue
             config = TrainConfig.preset(options.preset, seed=seed)
-            facts, steps = train(target, seed, config)
+            run = f"{options.preset}-{Path(name).stem}-{seed}"
+            saved_as = options.models / run if options.models else None
+            facts, steps = train(target, seed, config, saved_as)
             tutorial = TutorialCA().to(device)
             states = torch.rand(config.batch_size, 16, *target.shape[2:], device=device)
             result = Result(

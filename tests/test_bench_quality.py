@@ -81,12 +81,16 @@ def test_scraps_are_living_cells_far_from_the_target(column, count, monkeypatch)
 def test_the_study_trains_as_the_command_does(tmp_path, monkeypatch):
     options = {**SMALL, "iterations": 12, "damage": 1, "damage_start": 0, "seed": 3}
     options["learning_rate"] = 1e-3  # so that the model stays finite
-    found, _ = quality.train(create_target_circle(12), 3, TrainConfig.preset("quick", **options))
+    config = TrainConfig.preset("quick", **options)
+    found, _ = quality.train(create_target_circle(12), 3, config, tmp_path / "kept")
+    kept = NeuralCA.load(tmp_path / "kept")
+    assert kept.metadata == {"size": 12, "fill_hidden": True}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     monkeypatch.setattr("fastnca.commands.train._draw", lambda *_: None)  # pictures take longest
     assert main(["train", "--size", "12", *flags, "--out", str(tmp_path / "r")]) == 0
     saved = NeuralCA.load(tmp_path / "r")
     seed = create_seed(12, 16, fill_hidden=True)
+    torch.testing.assert_close(saved.state_dict(), kept.state_dict(), rtol=0, atol=0)
     theirs = judge(saved, seed, create_target_circle(12))
     assert {name: found[name] for name in ("grown_96", "healed", "scraps")} == {
         name: getattr(theirs, name) for name in ("grown_96", "healed", "scraps")
