@@ -32,11 +32,11 @@ from bench.machine import ROOT, describe
 from bench.results import read_if_there, write_csv
 from fastnca import NeuralCA, create_target
 from fastnca.training import BestWeights, PoolTrainer, TrainConfig
+from fastnca.training.schedule import in_proportion
 
 OUTPUT = ROOT / "bench" / "results" / "cpu-2core-recipes.csv"
 TARGETS = ("circle", "heart", "leaf")
 SEEDS = (0, 1, 2, 3, 4, 5)
-_COUNTED = ("iterations", "warm_up", "damage_start", "ramp")
 _PILOT_SEED = 1000
 
 
@@ -74,11 +74,7 @@ class Run(Judgement):
 def make_config(case: str, iterations: int, seed: int) -> TrainConfig:
     """Return the options of a case, with everything that counts iterations stretched."""
     changes = {name: value for name, value in RECIPES[case].items() if name != "average"}
-    whole = TrainConfig.preset("quick", **changes)
-    scale = iterations / whole.iterations
-    counted: dict[str, Any] = {name: round(getattr(whole, name) * scale) for name in _COUNTED}
-    counted["milestones"] = tuple(round(m * scale) for m in whole.milestones)
-    return TrainConfig.preset("quick", **{**changes, **counted, "seed": seed})
+    return in_proportion(TrainConfig.preset("quick", **changes, seed=seed), iterations)
 
 
 def train(case: str, target: str, size: int, seed: int, iterations: int) -> dict[str, Any]:

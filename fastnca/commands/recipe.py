@@ -8,6 +8,7 @@ from dataclasses import Field, fields
 from typing import Any
 
 from fastnca.training import DEFAULT_PRESET, PRESETS, TrainConfig
+from fastnca.training.schedule import COUNTED, in_proportion
 
 
 def add_recipe(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
@@ -47,8 +48,7 @@ def _add_option(
     default = getattr(TrainConfig.preset(DEFAULT_PRESET), option.name)
     if option.name == "seed":
         default = 0
-    shown = " ".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
-    text = f"{phrase} ({shown or 'none'})".replace("%", "%%").replace("`", "")
+    text = f"{phrase} ({_shown(default) or 'none'})".replace("%", "%%").replace("`", "")
     flag = "--" + option.name.replace("_", "-")
     if option.name == "seed":
         group.add_argument(flag, type=int, default=0, metavar="N", help=text)
@@ -62,3 +62,37 @@ def _add_option(
         kind = type(option.default)
         name = {int: "N", float: "X", str: "NAME"}[kind]
         group.add_argument(flag, type=kind, metavar=name, help=text)
+
+
+def unreached(preset: str, config: TrainConfig) -> str:
+    """Say which moments of a preset lie beyond the end of a shortened run, and what suits it.
+
+    Args:
+        preset: name of the preset.
+        config: the preset with what the user changed.
+
+    Returns:
+        A sentence; nothing if the run reaches all of them or the user has set them.
+    """
+    whole = TrainConfig.preset(preset)
+    names = [*COUNTED, "milestones"] if config.damage else ["warm_up", "ramp", "milestones"]
+    late = {
+        name: value
+        for name in names
+        if (value := getattr(config, name)) == getattr(whole, name)
+        and max(value if isinstance(value, tuple) else (value,), default=0) > config.iterations
+    }
+    if not late or config.iterations == 0:
+        return ""
+    shorter = in_proportion(whole, config.iterations)
+    return (
+        f"a run of {config.iterations} iterations does not reach "
+        f"{' and '.join(f'{name} {_shown(value)}' for name, value in late.items())} of {preset}; "
+        f"in proportion to its {whole.iterations} iterations that is "
+        + " ".join(f"--{name.replace('_', '-')} {_shown(getattr(shorter, name))}" for name in late)
+    )
+
+
+def _shown(value: object) -> str:
+    """Write the value of an option as a flag takes it."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -16,6 +16,7 @@ from fastnca import __version__
 from fastnca.backends import BackendError
 from fastnca.commands.config_file import write_config
 from fastnca.commands.output import save_figure
+from fastnca.commands.recipe import unreached
 from fastnca.commands.show import GROW_STEPS, MASK_SEED, regeneration_gif
 from fastnca.commands.summary import describe_quality
 from fastnca.commands.target import make_target
@@ -218,6 +219,8 @@ def _announce(
         f"memory: {trainer.memory}",
         flush=True,
     )
+    if note := unreached(arguments.preset, trainer.config):
+        print(f"note: {note}")
     if trainer.processes.size > 1:
         print(f"{trainer.processes.size} processes, each with {len(trainer.pool)} states")
     if address := open_address():

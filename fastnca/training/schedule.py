@@ -8,6 +8,9 @@ import torch
 from fastnca.training.config import TrainConfig
 from fastnca.training.draw import Draw
 
+COUNTED = ("warm_up", "ramp", "damage_start")
+"""Options that count iterations from the start of a run, beside `milestones`."""
+
 
 def learning_rate(config: TrainConfig, iteration: int) -> float:
     """Return the learning rate of an iteration.
@@ -29,6 +32,22 @@ def learning_rate(config: TrainConfig, iteration: int) -> float:
             left = (1 - math.cos(math.pi * left)) / 2
         rate *= config.decay + (1 - config.decay) * left
     return rate * min(1.0, (iteration + 1) / max(1, config.warm_up))
+
+
+def in_proportion(config: TrainConfig, iterations: int) -> TrainConfig:
+    """Return a recipe in another number of iterations.
+
+    Args:
+        config: the recipe.
+        iterations: how many the run has instead.
+
+    Returns:
+        The recipe with `milestones` and the options `COUNTED` at the same shares of the run.
+    """
+    scale = iterations / config.iterations
+    counted = {name: round(getattr(config, name) * scale) for name in COUNTED}
+    milestones = tuple(round(milestone * scale) for milestone in config.milestones)
+    return replace(config, iterations=iterations, milestones=milestones, **counted)
 
 
 def adapt(draw: Draw, config: TrainConfig, iteration: int) -> Draw:
