@@ -38,7 +38,7 @@ def in_proportion(config: TrainConfig, iterations: int) -> TrainConfig:
     """Return a recipe in another number of iterations.
 
     Args:
-        config: the recipe.
+        config: the recipe, with at least one iteration.
         iterations: how many the run has instead.
 
     Returns:
