@@ -1,14 +1,13 @@
 """What each option of a recipe does to a training run."""
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fastnca import NeuralCA, create_seed, create_target_circle
-from fastnca.commands.recipe import option_phrases, unreached
 from fastnca.training import PRESETS, PoolTrainer, TrainConfig
 from fastnca.training.schedule import adapt, learning_rate
 from tests.helpers import excite
@@ -316,35 +315,6 @@ def test_checkpoints_without_the_newer_options_resume(tmp_path, monkeypatch):
     assert other.iteration == 2
     with pytest.raises(ValueError, match=r"overflow=0\.0, this one 0\.5"):
         make_trainer(overflow=0.5).resume(tmp_path)
-
-
-def test_every_option_has_a_phrase_for_the_command_line():
-    phrases = option_phrases()
-    assert set(phrases) == {field.name for field in fields(TrainConfig)}
-    assert all(len(phrase) > 5 for phrase in phrases.values())
-
-
-@pytest.mark.parametrize(
-    ("preset", "changes", "words"),
-    [
-        ("quick", {}, ""),
-        ("quick", {"iterations": 1000}, ""),
-        ("quick", {"iterations": 0}, ""),
-        ("tutorial", {"iterations": 1}, ""),
-        (
-            "quick",
-            {"iterations": 500},
-            "a run of 500 iterations does not reach ramp 950 and damage_start 570 of quick; in "
-            "proportion to its 1900 iterations that is --ramp 250 --damage-start 150",
-        ),
-        ("quick", {"iterations": 500, "ramp": 100, "damage_start": 500}, ""),
-        ("quick", {"iterations": 800, "damage": 0}, "does not reach ramp 950 of quick"),
-        ("growing", {"iterations": 800}, "--milestones 200"),
-    ],
-)
-def test_a_shortened_preset_says_what_it_does_not_reach(preset, changes, words):
-    found = unreached(preset, TrainConfig.preset(preset, **changes))
-    assert (words in found) if words else not found
 
 
 def test_the_tutorial_warns_only_and_the_other_presets_repair():
