@@ -32,6 +32,7 @@ _QUICK: dict[str, Any] = {
     "replacement": False,
     "reseed": "before",
     "reseed_count": 2,
+    "reseed_spare": 1,
     "damage": 2,
     "damage_rate": 0.5,
     "damage_radius": (0.1, 0.45),
