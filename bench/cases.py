@@ -7,7 +7,6 @@ can be compared with a long one.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 MODES = ("step", "step+backward", "rollout", "rollout+backward", "training", "inference")
 """step: one call in training mode. rollout: `steps` steps in training mode. +backward: with the
@@ -193,96 +192,3 @@ LARGE = unique(
     for case in both("rollout+backward", size, batch, 96, True)
 )
 """What a GPU is for; part of the full run on CUDA only."""
-
-_TUTORIAL: dict[str, Any] = {
-    "learning_rate": 2e-3,
-    "betas": (0.9, 0.999),
-    "schedule": "milestones",
-    "hold": 0.0,
-    "min_steps": 64,
-    "max_steps": 96,
-    "ramp": 0,
-    "replacement": True,
-    "reseed": "after",
-    "reseed_count": 1,
-    "damage": 0,
-    "damage_rate": 1.0,
-    "damage_radius": (0.1, 0.4),
-    "damage_offset": 0.5,
-    "clamp_loss": True,
-    "outside": 0.0,
-    "gradient": "clip",
-    "fill_hidden": False,
-    "repairs": 0,
-}
-
-RECIPES: dict[str, dict[str, Any]] = {
-    "quick": {},
-    "tutorial": _TUTORIAL,
-    "regenerating": {
-        **_TUTORIAL,
-        "milestones": (500,),
-        "decay": 0.1,
-        "replacement": False,
-        "reseed": "before",
-        "reseed_count": 1,
-        "damage": 1,
-        "damage_start": 0,
-        "clamp_loss": False,
-        "gradient": "normalize",
-        "fill_hidden": True,
-    },
-    "fast-start": {
-        "learning_rate": 8e-3,
-        "schedule": "milestones",
-        "milestones": (330, 1080, 1580),
-        "decay": 0.3,
-        "min_steps": 40,
-        "max_steps": 80,
-        "ramp_from": 0.4,
-    },
-    "steps-40-80": {"min_steps": 40, "max_steps": 80},
-    "steps-64-96": {"min_steps": 64, "max_steps": 96},
-    "no-ramp": {"ramp": 0},
-    "no-outside": {"outside": 0.0},
-    "third-outside": {"outside": 0.1},
-    "no-ramp-no-outside": {"ramp": 0, "outside": 0.0},
-    "overflow": {"overflow": 0.1},
-    "clamped-loss": {"clamp_loss": True},
-    "clip": {"gradient": "clip", "clip_norm": 0.1},
-    "half-rate": {"learning_rate": 2e-3},
-    "double-rate": {"learning_rate": 8e-3},
-    "constant-rate": {"decay": 1.0},
-    "linear-from-start": {"hold": 0.0},
-    "linear-from-half": {"hold": 0.5},
-    "cosine": {"schedule": "cosine", "hold": 0.0},
-    "warm-up": {"warm_up": 150},
-    "betas-0.9-0.999": {"betas": (0.9, 0.999)},
-    "betas-0.9-0.95": {"betas": (0.9, 0.95)},
-    "batch-2": {"batch_size": 2, "reseed_count": 1, "damage": 1, "learning_rate": 3e-3},
-    "batch-8": {"batch_size": 8, "reseed_count": 4, "damage": 4},
-    "pool-16": {"pool_size": 16},
-    "pool-256": {"pool_size": 256},
-    "with-replacement": {"replacement": True},
-    "one-seed": {"reseed_count": 1},
-    "normalize": {"gradient": "normalize"},
-    "one-seed-normalize": {"reseed_count": 1, "gradient": "normalize"},
-    "reseed-after": {"reseed": "after", "reseed_count": 1, "gradient": "normalize"},
-    "damage-from-start": {"damage_start": 0},
-    "damage-late": {"damage_start": 1140},
-    "no-damage": {"damage": 0},
-    "one-damaged": {"damage": 1, "damage_rate": 1.0},
-    "two-damaged": {"damage_rate": 1.0},
-    "former-damage": {"damage_rate": 0.75, "damage_radius": (0.1, 0.4), "damage_offset": 0.5},
-    "far-discs": {"damage_offset": 0.5},
-    "smaller-discs": {"damage_radius": (0.1, 0.4)},
-    "more-damage": {"damage_rate": 0.75},
-    "larger-discs": {"damage_radius": (0.1, 0.5)},
-    "spare": {"reseed_spare": 1},
-    "spare-larger-discs": {"reseed_spare": 1, "damage_radius": (0.1, 0.5)},
-    "spare-early": {"reseed_spare": 1, "damage_start": 190},
-    "alpha-seed": {"fill_hidden": False},
-    "no-averaging": {"average": 0.0},
-}
-"""Recipes that `python -m bench.recipes` compares: what each changes in the preset `quick`.
-"average" is no option of `TrainConfig` but the decay of `BestWeights`."""

@@ -3,12 +3,13 @@
     python -m bench.recipes [--csv FILE] [--seconds 20] [--size 24] [--jobs 2] [--cases a,b]
     python -m bench.recipes --report
 
-Each case changes something in `quick`. It is trained for every seed and target with the pool
-trainer, on one thread of the CPU, and judged by `bench.judge`. All cases get the same time: a pilot
-run, which is not recorded, tells how many iterations of a case take `--seconds` of one core, and
-options that count iterations are stretched alike. Runs that are in the file already are not
-repeated, so a study that was stopped goes on. The grid is smaller than the tutorial's, so that six
-seeds of three targets are affordable; what it finds is to be confirmed at 64x64 by `bench.quality`.
+Each case of `bench/recipe_cases.py` changes something in a base recipe. It is trained for every
+seed and target with the pool trainer, on one thread of the CPU, and judged by `bench.judge`. All
+cases get the same time: a pilot run, which is not recorded, tells how many iterations of a case
+take `--seconds` of one core, and options that count iterations are stretched alike. Runs that are
+in the file already are not repeated, so a study that was stopped goes on. The grid is smaller than
+the tutorial's, so that six seeds of three targets are affordable; what it finds is to be confirmed
+at 64x64 by `bench.quality`.
 
 `--report` writes the table beside the CSV.
 """
@@ -26,9 +27,9 @@ from typing import Any
 
 import torch
 
-from bench.cases import RECIPES
 from bench.judge import BOUNDS, Judgement, fit, judge
 from bench.machine import ROOT, describe
+from bench.recipe_cases import BASE, RECIPES
 from bench.results import read_if_there, write_csv
 from fastnca import NeuralCA, create_target
 from fastnca.training import BestWeights, PoolTrainer, TrainConfig
@@ -45,7 +46,7 @@ class Run(Judgement):
     """One training run, and what the model that it left does.
 
     Attributes:
-        case: name in `bench.cases.RECIPES`.
+        case: name in `bench.recipe_cases.RECIPES`.
         target, size, seed: what was trained.
         iterations: how many.
         seconds: of one core.
@@ -74,7 +75,7 @@ class Run(Judgement):
 def make_config(case: str, iterations: int, seed: int) -> TrainConfig:
     """Return the options of a case, with everything that counts iterations stretched."""
     changes = {name: value for name, value in RECIPES[case].items() if name != "average"}
-    return in_proportion(TrainConfig.preset("quick", **changes, seed=seed), iterations)
+    return in_proportion(TrainConfig(**{**BASE, **changes, "seed": seed}), iterations)
 
 
 def train(case: str, target: str, size: int, seed: int, iterations: int) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def report(runs: list[Run]) -> str:
         "",
         *_facts(runs),
         "",
-        "| recipe | what differs from `quick` | score | worst | 96 steps | 192 | 480 | healed | "
+        "| recipe | what differs from `base` | score | worst | 96 steps | 192 | 480 | healed | "
         "2,000 | scraps | all bounds | iterations | seconds |",
         "| --- | --- |" + " --- |" * 11,
     ]

@@ -166,11 +166,16 @@ def test_the_table_says_what_was_not_reached():
 
 def test_options_that_count_iterations_are_stretched_alike(monkeypatch):
     monkeypatch.setitem(recipes.RECIPES, "x", {"warm_up": 50, "milestones": (100, 300)})
-    whole = TrainConfig.preset("quick")
+    whole = TrainConfig(**recipes.BASE)
     half = recipes.make_config("x", whole.iterations // 2, 4)
     assert (half.warm_up, half.milestones, half.seed) == (25, (50, 150), 4)
     assert half.damage_start == round(whole.damage_start / 2)
     assert half.ramp == round(whole.ramp / 2)
+
+
+def test_the_study_has_the_presets_recipe():
+    quick = TrainConfig.preset("quick", seed=4)
+    assert recipes.make_config("quick", quick.iterations, 4) == quick
 
 
 @pytest.mark.parametrize("case", recipes.RECIPES)
@@ -184,7 +189,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "SEEDS", (0, 1))
     monkeypatch.setattr(recipes, "TARGETS", ("circle",))
     path, calls = tmp_path / "recipes.csv", []
-    first = recipes.train("quick", "circle", 8, 0, 2)
+    first = recipes.train("base", "circle", 8, 0, 2)
     facts = {"machine": "m", "torch": "t", "commit": "c"}
     write_csv(path, [recipes.Run(**first, **facts)], recipes.Run)
 
@@ -204,13 +209,13 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
                 yield 2 if function is recipes.affordable else function(*each)
 
     monkeypatch.setattr(recipes, "ProcessPoolExecutor", Inline)
-    flags = ["--csv", str(path), "--size", "8", "--cases", "quick"]
+    flags = ["--csv", str(path), "--size", "8", "--cases", "base"]
     monkeypatch.setattr("sys.argv", ["recipes", *flags])
     assert recipes.main() == 0
     assert [name for name, _ in calls] == ["affordable", "train"]
-    assert calls[1][1] == ("quick", "circle", 8, 1, 2)
+    assert calls[1][1] == ("base", "circle", 8, 1, 2)
     assert [run.seed for run in read_if_there(path, recipes.Run)] == [0, 1]
-    assert "| quick | nothing |" in path.with_suffix(".md").read_text()
+    assert "| base | nothing |" in path.with_suffix(".md").read_text()
     calls.clear()
     assert recipes.main() == 0
     assert calls == []
