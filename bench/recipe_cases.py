@@ -3,7 +3,6 @@
 from typing import Any
 
 from fastnca.training import TrainConfig
-from fastnca.training.presets import PRESETS
 
 BASE: dict[str, Any] = {
     "iterations": 1900,
@@ -45,11 +44,6 @@ _TUTORIAL: dict[str, Any] = {
 
 RECIPES: dict[str, dict[str, Any]] = {
     "base": {},
-    "quick": {
-        name: value
-        for name, value in PRESETS["quick"].items()
-        if getattr(TrainConfig(**BASE), name) != value
-    },
     "tutorial": _TUTORIAL,
     "regenerating": {
         **_TUTORIAL,
@@ -110,6 +104,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "smaller-discs": {"damage_radius": (0.1, 0.4)},
     "more-damage": {"damage_rate": 0.75},
     "larger-discs": {"damage_radius": (0.1, 0.5)},
+    "spare": {"reseed_spare": 1},
     "spare-larger-discs": {"reseed_spare": 1, "damage_radius": (0.1, 0.5)},
     "spare-early": {"reseed_spare": 1, "damage_start": 190},
     "alpha-seed": {"fill_hidden": False},
