@@ -34,8 +34,8 @@ from torch import Tensor
 
 import fastnca.recognition
 from fastnca import NeuralCA, create_seed
-from fastnca.fused import support
-from fastnca.fused.eager import GRAPHS
+from fastnca.backends.triton_fused import support
+from fastnca.backends.triton_fused.eager import GRAPHS
 from fastnca.kernels import launch
 
 LAUNCHES = [0]

@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastnca.fused.support import size_reasons
+from fastnca.backends.triton_fused.support import size_reasons
 from fastnca.kernels import DTYPES, OPERAND_DTYPES, SINGLE_NETWORK, choose_launch
 from fastnca.kernels.gradients import BLOCK, FILL_BLOCK, ROWS
 from fastnca.kernels.launch import OPTIONS, RUN_CELLS

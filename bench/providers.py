@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.runners import Runner, StepByStep, TorchRunner
 from fastnca import NeuralCA
-from fastnca.cpp import cpp_reasons
+from fastnca.backends.cpp import cpp_reasons
 from tests import tutorial
 
 BASELINE = "tutorial"

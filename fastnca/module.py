@@ -9,16 +9,22 @@ import torch
 from torch import Tensor
 
 from fastnca import reference
-from fastnca.active import active_rollout
 from fastnca.backends import check_backend
+from fastnca.backends.autograd import observed
+from fastnca.backends.choose import (
+    PRECISIONS,
+    choose_backend,
+    choose_seed,
+    operand_precision,
+    step_seed,
+)
+from fastnca.backends.cpp import cpp_rollout
+from fastnca.backends.torch_active import active_rollout
+from fastnca.backends.triton_fused import fused_rollout
 from fastnca.checks import OutOfRangeError, Parameters, check_count, check_state, check_steps
-from fastnca.cpp import cpp_rollout
-from fastnca.derivatives import observed
-from fastnca.fused import fused_rollout
 from fastnca.masks import Updates, check_update_rate, make_counter
 from fastnca.recognition import the_rule
 from fastnca.states import ALPHA, NUM_CHANNELS
-from fastnca.support import PRECISIONS, choose_backend, choose_seed, operand_precision, step_seed
 
 
 class NeuralCA(reference.NeuralCA):
@@ -210,7 +216,7 @@ class NeuralCA(reference.NeuralCA):
                 count=count,
             )
         if backend != "reference" and steps > 0 and observed((state, *self._weights())):
-            from fastnca.operators import rollout
+            from fastnca.backends.operators import rollout
 
             counter = make_counter(seed, first_step, steps, count, state.device)
             random = seed is not None
@@ -229,10 +235,7 @@ class NeuralCA(reference.NeuralCA):
     def save(self, path: str | PathLike[str]) -> None:
         """Write the model into directory `path` as `config.json` and `model.safetensors`.
 
-        Each file is replaced atomically; a crash leaves the old model or the new one.
-
-        Args:
-            path: directory; made if missing.
+        Each is replaced atomically. `path` is a directory; it is made if missing.
 
         Raises:
             OSError: the files cannot be written.

@@ -18,7 +18,7 @@ import torch.nn.modules.module as global_hooks
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from fastnca.derivatives import PLAIN
+from fastnca.backends.autograd import PLAIN
 from fastnca.reference import NeuralCA as Reference
 from fastnca.reference import PerceptionModule, sobel_filters
 

@@ -1,7 +1,7 @@
 """Experimental: all steps of a rollout in one launch, whose programs wait for each other.
 
-Nothing in the package launches this kernel; `fastnca.fused.experimental` does, for its test and for
-`bench/gpu/timing.py`. It has not run on hardware yet. Grids do not depend on each other, so the
+Nothing in the package launches this kernel; `experimental.py` of the backend does, for its test and
+for `bench/gpu/timing.py`. It has not run on hardware yet. Grids do not depend on each other, so the
 programs that share a grid, a group, wait for each other after every step and for nobody else.
 """
 

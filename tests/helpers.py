@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastnca import NeuralCA, get_visible_state, reference
-from fastnca.cpp import cpp_reasons
+from fastnca.backends.cpp import cpp_reasons
 
 GROWN = Path(__file__).parent / "data" / "grown.safetensors"
 

@@ -14,10 +14,11 @@ ROOT = Path(__file__).parent.parent
 # Each module may import what stands on floors below its own.
 FLOORS = [
     ["fastnca.life", "fastnca.masks", "fastnca.states", "fastnca.targets", "fastnca.backends"],
-    ["fastnca.checks", "fastnca.derivatives", "fastnca.reference", "fastnca.storage.atomic"],
+    ["fastnca.checks", "fastnca.backends.autograd", "fastnca.reference", "fastnca.storage.atomic"],
     ["fastnca.recognition"],
-    ["fastnca.active", "fastnca.cpp", "fastnca.fused", "fastnca.storage"],
-    ["fastnca.images", "fastnca.operators", "fastnca.support"],
+    ["fastnca.backends.cpp", "fastnca.backends.torch_active", "fastnca.backends.triton_fused"],
+    ["fastnca.backends.choose", "fastnca.backends.operators", "fastnca.storage"],
+    ["fastnca.images"],
     ["fastnca.module"],
     ["fastnca.pictures", "fastnca.training"],
     ["fastnca.report"],

@@ -7,8 +7,8 @@ import torch
 import torch.nn as nn
 
 from fastnca import BackendError, NeuralCA, use_backend
-from fastnca.fused.support import interpreter_reasons, size_reasons
-from fastnca.support import choose_backend
+from fastnca.backends.choose import choose_backend
+from fastnca.backends.triton_fused.support import interpreter_reasons, size_reasons
 from tests.helpers import CPU_DEFAULT, copy_weights, excite
 
 STATE = torch.rand(1, 16, 5, 5)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from fastnca import BackendError, NeuralCA
+from fastnca.backends.cpp import build, library
 from fastnca.checks import OutOfRangeError
-from fastnca.cpp import build, library
 from fastnca.masks import Updates, update_masks
 from tests.helpers import COMPILED, copy_weights, excite, relative_error, roll_out
 

@@ -11,15 +11,18 @@ import pytest
 import torch
 
 from fastnca import BackendError, NeuralCA
+from fastnca.backends.choose import choose_backend
+from fastnca.backends.cpp import build, cpp_reasons, library
 from fastnca.commands.parser import main
-from fastnca.cpp import build, cpp_reasons, library
-from fastnca.support import choose_backend
 from tests.helpers import COMPILED
 
 ROOT = Path(__file__).parent.parent
 STATE = torch.rand(1, 16, 5, 5)
 HOUR = 3600
-START = "import torch; from fastnca.cpp import build; print(build.cpp_library(torch.float64)._name)"
+START = (
+    "import torch; from fastnca.backends.cpp import build\n"
+    "print(build.cpp_library(torch.float64)._name)"
+)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastnca import NeuralCA
-from fastnca.cpp import build, library
+from fastnca.backends.cpp import build, library
 from tests.helpers import COMPILED, copy_weights, excite, relative_error, roll_out
 
 pytestmark = COMPILED

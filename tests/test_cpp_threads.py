@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastnca import NeuralCA, create_target_circle
-from fastnca.cpp import library, reserved_threads
+from fastnca.backends.cpp import library, reserved_threads
 from fastnca.training import PoolTrainer, TrainConfig
 from tests.helpers import COMPILED
 

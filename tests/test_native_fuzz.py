@@ -13,12 +13,12 @@ import torch
 import torch.nn as nn
 
 from fastnca import NeuralCA, reference
-from fastnca.active import active_rollout
+from fastnca.backends.cpp import library
+from fastnca.backends.operators import rollout, rollout_gradients
+from fastnca.backends.torch_active import active_rollout
+from fastnca.backends.triton_fused import fused_reasons, fused_rollout
 from fastnca.checks import OutOfRangeError
-from fastnca.cpp import library
-from fastnca.fused import fused_reasons, fused_rollout
 from fastnca.masks import Updates
-from fastnca.operators import rollout, rollout_gradients
 from tests.helpers import COMPILED, PARAMETERS
 
 FEW = 200
@@ -304,7 +304,7 @@ def test_fused_rollout(count, steps):
 def test_gradients_of_the_fused_operators(count):
     if reasons := fused_reasons("cpu", torch.float32, CHANNELS, 16, "ieee"):
         pytest.skip(" ".join(reasons))
-    from fastnca.fused import operators  # noqa: F401 - defines them
+    from fastnca.backends.triton_fused import operators  # noqa: F401 - defines them
 
     rng = random.Random("fused operators")
     state, *parameters = fitting(rng)

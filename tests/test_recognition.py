@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fastnca import BackendError, FileFormatError, NeuralCA, reference
+from fastnca.backends.choose import choose_backend
 from fastnca.recognition import model_reasons, overridden
-from fastnca.support import choose_backend
 from tests.changes import CHANGES, HARMLESS, changed, make
 from tests.helpers import CPU_DEFAULT, copy_weights
 

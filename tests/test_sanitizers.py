@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fastnca.cpp import build
+from fastnca.backends.cpp import build
 
 pytestmark = pytest.mark.long
 
@@ -30,7 +30,7 @@ COMPILER = (
 LOAD = """
 import torch
 from pathlib import Path
-from fastnca.cpp.build import cpp_library
+from fastnca.backends.cpp.build import cpp_library
 for dtype in (torch.float32, torch.float64):
     assert b"__asan_" in Path(cpp_library(dtype)._name).read_bytes()
 """

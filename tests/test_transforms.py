@@ -11,9 +11,9 @@ from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastnca import BackendError, NeuralCA, reference
-from fastnca.operators import rollout
+from fastnca.backends.choose import choose_backend
+from fastnca.backends.operators import rollout
 from fastnca.recognition import _expected_filters
-from fastnca.support import choose_backend
 from tests.helpers import ACTIVE, CPU_DEFAULT, compiled, copy_weights, excite, operators_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")  # torch 2.14

@@ -26,7 +26,7 @@ from bench.gpu.timing import make_states, make_weights
 from bench.runners import Timed
 from bench.timing import Clock
 from fastnca import NeuralCA
-from fastnca.fused import graphs, release_graphs, storage
+from fastnca.backends.triton_fused import graphs, release_graphs, storage
 from fastnca.kernels import LaunchConfig, choose_launch, device_facts, launch
 
 STEPS, ROUNDS = 32, 10

@@ -11,7 +11,7 @@ from bench.gpu.results import WHERE, Row
 from bench.machine import describe
 from bench.runners import Timed
 from bench.timing import Clock
-from fastnca.fused import release_graphs
+from fastnca.backends.triton_fused import release_graphs
 
 SECONDS = 1.0
 FEWEST, MOST = 3, 30

@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from fastnca.fused import fused_rollout
+from fastnca.backends.triton_fused import fused_rollout
 from tests.kernels.gpu_cases import DEVICE, make_tensors
 
 

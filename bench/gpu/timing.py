@@ -29,9 +29,9 @@ from bench.providers import PROVIDERS, TutorialCA, Weights
 from bench.runners import Timed, TorchRunner
 from bench.timing import Clock
 from fastnca import NeuralCA, reference
-from fastnca.fused import graphs, release_graphs
-from fastnca.fused.capture import ENVIRONMENT_VARIABLE
-from fastnca.fused.experimental import persistent_rollout
+from fastnca.backends.triton_fused import graphs, release_graphs
+from fastnca.backends.triton_fused.capture import ENVIRONMENT_VARIABLE
+from fastnca.backends.triton_fused.experimental import persistent_rollout
 from fastnca.masks import update_mask
 
 MODES = ("rollout", "rollout+backward", "training")

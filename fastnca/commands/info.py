@@ -10,8 +10,8 @@ import torch
 
 from fastnca import __version__
 from fastnca.backends import ENVIRONMENT_VARIABLE, requested_backend
-from fastnca.cpp.build import DIRECTORY, SWITCH, cpp_library, cpp_reasons
-from fastnca.fused import fused_reasons
+from fastnca.backends.cpp.build import DIRECTORY, SWITCH, cpp_library, cpp_reasons
+from fastnca.backends.triton_fused import fused_reasons
 from fastnca.states import NUM_CHANNELS
 
 _PACKAGES = ("torch", "triton", "numpy", "matplotlib", "pillow", "safetensors", "tqdm")

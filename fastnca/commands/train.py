@@ -14,6 +14,7 @@ import torch
 
 from fastnca import __version__
 from fastnca.backends import BackendError
+from fastnca.backends.choose import choose_backend
 from fastnca.commands.config_file import write_config
 from fastnca.commands.output import save_figure
 from fastnca.commands.recipe import unreached
@@ -33,7 +34,6 @@ from fastnca.states import middle_square, rectangle
 from fastnca.storage.atomic import write_atomically
 from fastnca.storage.checkpoints import list_checkpoints
 from fastnca.storage.model import describe_model
-from fastnca.support import choose_backend
 from fastnca.training import (
     BestWeights,
     CollapsedError,

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnca.fused.capture import Launches, Record, graphs_wanted, record_cuda
+from fastnca.backends.choose import choose_backend, operand_precision
+from fastnca.backends.triton_fused.capture import Launches, Record, graphs_wanted, record_cuda
 from fastnca.module import NeuralCA
-from fastnca.support import choose_backend, operand_precision
 from fastnca.training.draw import Draw
 from fastnca.training.inputs import Inputs
 from fastnca.training.iteration import Iteration

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from fastnca.cpp import reserved_threads
+from fastnca.backends.choose import choose_backend
+from fastnca.backends.cpp import reserved_threads
 from fastnca.module import NeuralCA
 from fastnca.states import ALPHA, get_visible_state, lives
-from fastnca.support import choose_backend
 from fastnca.training.config import TrainConfig
 from fastnca.training.damage import cut_discs
 from fastnca.training.draw import Draw

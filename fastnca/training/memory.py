@@ -9,8 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from fastnca.backends.choose import choose_backend
 from fastnca.module import NeuralCA
-from fastnca.support import choose_backend
 from fastnca.training.config import TrainConfig
 
 _FLOAT = 4  # bytes of float32, in which the fused kernels keep states

@@ -17,7 +17,7 @@
 #define FASTNCA_TYPE float
 #endif
 
-// What a rollout is given; `fastnca/cpp/library.py` mirrors it. All arrays are contiguous.
+// What a rollout is given; `fastnca/backends/cpp/library.py` mirrors it. All arrays are contiguous.
 struct fastnca_rollout {
     int64_t batch, channels, hidden, height, width, steps;
     const FASTNCA_TYPE *state;                              // [B, C, H, W]

@@ -16,7 +16,7 @@ import pytest
 import torch
 import triton
 
-from fastnca.fused.support import interpreter_reasons
+from fastnca.backends.triton_fused.support import interpreter_reasons
 
 INTERPRETED = not torch.cuda.is_available()
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it
@@ -24,7 +24,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is determi
 with pytest.MonkeyPatch.context() as _patch:
     if INTERPRETED:
         _patch.setenv("TRITON_INTERPRET", "1")
-    import fastnca.fused.operators  # noqa: F401
+    import fastnca.backends.triton_fused.operators  # noqa: F401
     import tests.kernels.probes  # noqa: F401
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastnca.fused import fused_rollout
+from fastnca.backends.triton_fused import fused_rollout
 from tests.kernels.helpers import Case, without_graphs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from fastnca.fused import fused_rollout
+from fastnca.backends.triton_fused import fused_rollout
 from fastnca.masks import update_mask
 from fastnca.reference import NeuralCA
 from fastnca.states import create_seed

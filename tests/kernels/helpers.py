@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnca.fused import fused_rollout
-from fastnca.fused.capture import ENVIRONMENT_VARIABLE
+from fastnca.backends.triton_fused import fused_rollout
+from fastnca.backends.triton_fused.capture import ENVIRONMENT_VARIABLE
 from fastnca.masks import update_mask
 from fastnca.reference import NeuralCA
 from fastnca.states import ALIVE_THRESHOLD

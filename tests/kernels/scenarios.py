@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastnca.fused import fused_rollout
+from fastnca.backends.triton_fused import fused_rollout
 from fastnca.states import ALIVE_THRESHOLD
 
 STEP = {"first_step": 0, "update_rate": 0.5, "precision": "fp16", "seed": None}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import fastnca.kernels
-from fastnca.fused import fused_rollout
-from fastnca.fused.storage import ALIGNMENT, aligned
+from fastnca.backends.triton_fused import fused_rollout
+from fastnca.backends.triton_fused.storage import ALIGNMENT, aligned
 from tests.kernels.conftest import INTERPRETED
 from tests.kernels.helpers import FIRST_STEP, SEED, Case, make_problem, run_kernels
 

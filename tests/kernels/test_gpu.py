@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastnca import NeuralCA as FastCA
-from fastnca.fused import fused_rollout
+from fastnca.backends.triton_fused import fused_rollout
 from tests.kernels.gpu_cases import GPU_CASES, gradients, launched, make_tensors
 from tests.kernels.growth import train
 from tests.kernels.helpers import Case, make_problem, run_kernels, violations

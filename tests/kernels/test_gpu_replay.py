@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastnca.fused import capture, eager, fused_rollout, graphs
+from fastnca.backends.triton_fused import capture, eager, fused_rollout, graphs
 from tests.kernels.gpu_cases import gradients, launched, make_tensors
 from tests.kernels.helpers import without_graphs
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastnca.fused import eager, fused_rollout, graphs, release_graphs
+from fastnca.backends.triton_fused import eager, fused_rollout, graphs, release_graphs
 from tests.kernels.conftest import INTERPRETED
 from tests.kernels.helpers import SEED, Case, make_problem, without_graphs
 

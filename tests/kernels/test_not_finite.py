@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastnca import NeuralCA, create_target_circle
-from fastnca.fused import fused_rollout
+from fastnca.backends.triton_fused import fused_rollout
 from fastnca.masks import update_mask
 from fastnca.training import PoolTrainer, TrainConfig
 from tests.helpers import COMPILED, excite

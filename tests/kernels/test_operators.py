@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from fastnca.fused import fused_reasons, fused_rollout
+from fastnca.backends.triton_fused import fused_reasons, fused_rollout
 from tests.kernels.helpers import Case, make_problem, run_kernels
 
 SETTINGS = {"first_step": 0, "update_rate": 0.5, "precision": "ieee"}
@@ -180,6 +180,9 @@ def test_a_cpu_is_refused_outside_of_the_interpreter(monkeypatch: pytest.MonkeyP
 
 
 def test_import_needs_no_triton() -> None:
-    code = "import sys; sys.modules['triton'] = None; import fastnca.fused; print('imported')"
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import fastnca.backends.triton_fused; print('imported')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "imported"

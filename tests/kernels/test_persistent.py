@@ -7,9 +7,9 @@ lets it through; `test_persistent_gpu.py` has programs that really wait.
 import pytest
 import torch
 
-from fastnca.fused.experimental import persistent_rollout
-from fastnca.fused.plan import make_plan
-from fastnca.fused.rollout import run_forward
+from fastnca.backends.triton_fused.experimental import persistent_rollout
+from fastnca.backends.triton_fused.plan import make_plan
+from fastnca.backends.triton_fused.rollout import run_forward
 from fastnca.kernels.persistent import choose_groups, choose_persistent
 from tests.kernels.helpers import Case, make_problem
 

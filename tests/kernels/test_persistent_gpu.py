@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fastnca.fused.experimental import persistent_rollout
-from fastnca.fused.plan import make_plan
-from fastnca.fused.rollout import run_forward
+from fastnca.backends.triton_fused.experimental import persistent_rollout
+from fastnca.backends.triton_fused.plan import make_plan
+from fastnca.backends.triton_fused.rollout import run_forward
 from fastnca.kernels import persistent
 from tests.kernels.gpu_cases import make_tensors
 

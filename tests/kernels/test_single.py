@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastnca.fused import fused_rollout, single
+from fastnca.backends.triton_fused import fused_rollout, single
 from tests.kernels.helpers import FIRST_STEP, SEED, Case, make_problem, run_kernels, violations
 from tests.kernels.scenarios import scale_errors
 from tests.kernels.test_rollout import CASES as ROLLOUTS

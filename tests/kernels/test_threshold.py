@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from fastnca.fused import fused_rollout
+from fastnca.backends.triton_fused import fused_rollout
 from fastnca.states import ALIVE_THRESHOLD
 from tests.kernels.helpers import Case, draw
 from tests.kernels.scenarios import (

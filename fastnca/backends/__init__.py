@@ -1,0 +1,80 @@
+"""Which implementation computes a step: names, the user's choice, and the error of a refusal."""
+
+import os
+from types import TracebackType
+
+BACKENDS = ("auto", "reference", "torch", "cpp", "triton")
+"""`reference` is the specification, `torch` works on active cells, `cpp` is the same compiled,
+`triton` is the fused kernel."""
+
+ENVIRONMENT_VARIABLE = "FASTNCA_BACKEND"
+
+_chosen = "auto"  # by use_backend, for the whole process
+
+
+class BackendError(RuntimeError):
+    """An explicitly requested backend cannot run.
+
+    The message says what was asked for, every reason, and what to do instead.
+    """
+
+    def __init__(self, backend: str, reasons: list[str], advice: str) -> None:
+        listed = "".join(f"\n  - {reason}" for reason in reasons)
+        super().__init__(f"backend '{backend}' was asked for but cannot run:{listed}\n{advice}")
+        self.backend = backend
+        self.reasons = reasons
+
+
+def check_backend(name: str, source: str) -> str:
+    """Return `name`.
+
+    Raises:
+        ValueError: `name` is none of `BACKENDS`; `source` says where it came from.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+class use_backend:  # noqa: N801 - used like a function
+    """Choose the backend of every model whose own argument is "auto".
+
+    As a statement the choice stays; as `with use_backend(...)` it ends with the block. It holds
+    for all threads of the process.
+
+    Args:
+        name: "auto", "reference", "torch", "cpp" or "triton".
+
+    Raises:
+        ValueError: `name` is not a backend.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _chosen
+        self._before = _chosen
+        _chosen = check_backend(name, "use_backend(name)")
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        global _chosen
+        _chosen = self._before
+
+
+def requested_backend(argument: str) -> str:
+    """Return the first of argument, `use_backend`, `FASTNCA_BACKEND` that is not "auto".
+
+    Raises:
+        ValueError: the environment variable names no backend.
+    """
+    if argument != "auto":
+        return argument
+    if _chosen != "auto":
+        return _chosen
+    return check_backend(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE)

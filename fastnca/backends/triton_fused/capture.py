@@ -1,0 +1,66 @@
+"""How launches become a CUDA graph.
+
+`FASTNCA_GRAPHS=0` in the environment switches all graphs of this package off.
+"""
+
+import os
+from collections.abc import Callable
+
+import torch
+
+Launches = Callable[[], None]
+Record = Callable[[Launches, torch.device], Launches]
+
+ENVIRONMENT_VARIABLE = "FASTNCA_GRAPHS"
+
+
+def graphs_wanted() -> bool:
+    """Tell whether graphs may be captured and replayed."""
+    return os.environ.get(ENVIRONMENT_VARIABLE, "1") != "0"
+
+
+def record_cuda(launches: Launches, device: torch.device) -> Launches:
+    """Capture launches, whose kernels must have run before, without running them.
+
+    Args:
+        launches: launches kernels on the current stream; what it allocates belongs to the graph.
+        device: the CUDA device.
+
+    Returns:
+        What replays them on the then current stream.
+
+    Raises:
+        RuntimeError: the launches cannot be captured; the caller's stream is current again, and
+            torch's allocator serves it as before.
+    """
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+        try:
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        except RuntimeError:
+            _abandon(pool, device)
+            raise
+        try:
+            launches()
+        finally:
+            try:
+                graph.capture_end()
+            except RuntimeError:
+                _abandon(pool, device)
+                raise
+    return graph.replay
+
+
+def _abandon(pool: tuple[int, int], device: torch.device) -> None:
+    """Let torch's allocator forget the memory pool of a capture that failed.
+
+    Up to torch 2.11 it otherwise believes until the process ends that a capture is under way: then
+    neither `torch.cuda.empty_cache` nor the retry after running out of memory frees anything.
+    Later versions end the pool themselves, and say so here.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    try:
+        torch._C._cuda_endAllocateToPool(index, pool)
+    except RuntimeError:
+        return
+    torch._C._cuda_releasePool(index, pool)

@@ -1,0 +1,262 @@
+"""A single step as one autograd node: one launch forward, two backward, and little else.
+
+The tutorial's own loop calls a model once a step. The kernels of `single_step` and
+`single_gradient` read states, parameters and gradients as they are, so nothing has to be packed,
+converted or cleared around them. What does not change from call to call is prepared once.
+"""
+
+from collections.abc import Hashable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from fastnca.backends.autograd import (
+    Grads,
+    dense,
+    first_order_only,
+    refuse_forward_mode,
+    refuse_saved,
+)
+from fastnca.backends.triton_fused import eager
+from fastnca.backends.triton_fused.checks import check_tensors
+from fastnca.backends.triton_fused.plan import make_plan
+from fastnca.checks import Parameters, check_memory
+from fastnca.kernels import (
+    OPERAND_DTYPES,
+    SINGLE_NETWORK,
+    choose_launch,
+    count_rectangles,
+    device_facts,
+    padded_channels,
+    padded_hidden,
+    prepare_backward,
+    prepare_forward,
+    single_tiles,
+)
+
+MOST_PREPARED = 256
+
+MOST_TILES = 1 << 30
+"""Tiles are numbered in 32 bits."""
+
+MOST_NUMBERS = 1 << 30
+"""In one grid of a state; offsets within a grid are 32-bit."""
+
+MOST_CELLS = {16: 1 << 60, 8: 1 << 17, 4: 1 << 11}
+"""By rows of a tile. Tiles overlap by a ring of one cell, so tiles of 16 rows compute each cell
+1.5 times, less than the launches they replace; lower tiles up to 2.7 times, which pays while the
+device is not full."""
+
+
+class Prepared:
+    """A single step for states and parameters of one kind.
+
+    Args:
+        state: `[B, C, H, W]` float32, of that kind.
+        parameters: weights and biases of the two 1x1 convolutions.
+        seed: as in `single_step`; what matters is what it is.
+        update_rate: probability that a cell updates.
+        precision: "fp16", "bf16" or "ieee".
+
+    Attributes:
+        shapes: of the parameters.
+        suits: whether the kernels of a single step are the ones to take.
+        frozen: whether a CUDA graph would freeze the seed.
+        saved: shapes of what a step saves for its backward pass, and its device.
+    """
+
+    def __init__(
+        self,
+        state: Tensor,
+        parameters: Parameters,
+        seed: int | Tensor | None,
+        update_rate: float,
+        precision: str,
+    ) -> None:
+        batch, channels, height, width = shape = cast(tuple[int, int, int, int], state.shape)
+        self.shapes = tuple(parameter.shape for parameter in parameters)
+        self.frozen = isinstance(seed, int)
+        hidden, device = parameters[1].shape[0], state.device
+        rule = make_plan(1, update_rate, precision, 1, True, seed is not None).rule
+        wide, tall = padded_channels(channels), padded_hidden(hidden)
+        kind = (wide, tall, OPERAND_DTYPES[precision], *device_facts(device))
+        config = choose_launch("single_step", *kind)
+        tiles = single_tiles(batch, height, width, config.tile_height)
+        rectangles = count_rectangles(batch * channels, height, width)
+        self.suits = (
+            wide <= SINGLE_NETWORK[0]
+            and tall <= SINGLE_NETWORK[1]
+            and batch * height * width <= MOST_CELLS[config.tile_height]
+            and channels * height * width <= MOST_NUMBERS
+            and 0 < max(tiles, rectangles) <= MOST_TILES
+        )
+        if not self.suits:
+            return
+        self.forward, self.forward_keeping = (
+            prepare_forward(
+                shape, hidden, precision, rule, isinstance(seed, Tensor), keep, device, config
+            )
+            for keep in (False, True)
+        )
+        config = choose_launch("single_gradient", *kind)
+        self.backward = prepare_backward(shape, hidden, precision, device, config)
+        # torch allocates fastest what is like a tensor; these take one number of memory.
+        fate, number = (torch.empty(1, dtype=d, device=device) for d in (torch.uint8, state.dtype))
+        self.fates = fate.expand(batch * height * width)
+        self.scratch = number.expand(self.backward.scratch_size)
+        self.saved = (state.shape, *self.shapes, self.fates.shape, device)
+
+
+_prepared: dict[Hashable, Prepared] = {}
+
+
+def single_step(
+    state: Tensor,
+    parameters: Parameters,
+    seed: int | Tensor | None,
+    step: int,
+    update_rate: float,
+    precision: str,
+) -> Tensor | None:
+    """Advance a state by one step.
+
+    Args:
+        state: `[B, C, H, W]` float32, any strides.
+        parameters: weights and biases of the two 1x1 convolutions.
+        seed: the seed's 64 bits as a signed number, a `[]` int64 tensor on the state's device,
+            or None, which updates every cell.
+        step: number of the step.
+        update_rate: probability that a cell updates.
+        precision: "fp16", "bf16" or "ieee".
+
+    Returns:
+        `[B, C, H, W]` float32, contiguous; None if it is for the kernels of rollouts to compute,
+        or to refuse.
+
+    Raises:
+        RuntimeError: the kernels cannot run.
+        ValueError: a shape or the update rate does not fit.
+    """
+    w1, b1, w2, b2 = parameters
+    device, dtype = state.device, torch.float32
+    key = (state.shape, b1.numel(), device, type(seed), update_rate, precision)
+    prepared = _prepared.get(key)
+    if not (
+        prepared is not None
+        and (w1.shape, b1.shape, w2.shape, b2.shape) == prepared.shapes
+        and device == w1.device == b1.device == w2.device == b2.device
+        and state.dtype is w1.dtype is b1.dtype is w2.dtype is b2.dtype is dtype
+    ):
+        check_tensors(state, parameters, precision)
+        if len(_prepared) >= MOST_PREPARED:
+            _prepared.clear()
+        prepared = _prepared[key] = Prepared(state, parameters, seed, update_rate, precision)
+    if not prepared.suits or (prepared.frozen and eager._capturing(state)):
+        return None
+    if torch.is_grad_enabled() and (
+        state.requires_grad
+        or w1.requires_grad
+        or b1.requires_grad
+        or w2.requires_grad
+        or b2.requires_grad
+    ):
+        left_over = _wrapped(state) or _wrapped(w1) or _wrapped(b1) or _wrapped(w2) or _wrapped(b2)
+        apply = _SingleStep.apply if left_over else _apply
+        result: Tensor = apply(state, w1, b1, w2, b2, seed, step, prepared)
+        return result
+    state, w1, b1, w2, b2 = _readable(state, w1, b1, w2, b2)
+    result = torch.empty_like(state)
+    given, number = (seed, 0) if isinstance(seed, Tensor) else (result, seed or 0)
+    prepared.forward(state, w1, b1, w2, b2, given, result, result, number, step)
+    return result
+
+
+def _readable(
+    state: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return a state and parameters as the kernels read them: contiguous, with their memory."""
+    if state.is_neg() or w1.is_neg() or b1.is_neg() or w2.is_neg() or b2.is_neg():
+        state, w1, b1, w2, b2 = map(Tensor.resolve_neg, (state, w1, b1, w2, b2))
+    state = state.contiguous()
+    w1, b1, w2, b2 = w1.contiguous(), b1.contiguous(), w2.contiguous(), b2.contiguous()
+    if 0 in (state.data_ptr(), w1.data_ptr(), b1.data_ptr(), w2.data_ptr(), b2.data_ptr()):
+        for tensor in (state, w1, b1, w2, b2):
+            check_memory(tensor, "the state or a parameter")
+    return state, w1, b1, w2, b2
+
+
+class _SingleStep(torch.autograd.Function):
+    """Forward and backward of one step as launches."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        state: Tensor,
+        w1: Tensor,
+        b1: Tensor,
+        w2: Tensor,
+        b2: Tensor,
+        seed: int | Tensor | None,
+        step: int,
+        prepared: Prepared,
+    ) -> Tensor:
+        first, *parameters = _readable(state, w1, b1, w2, b2)
+        result = torch.empty_like(first)
+        fates = torch.empty_like(prepared.fates)
+        given, number = (seed, 0) if isinstance(seed, Tensor) else (result, seed or 0)
+        prepared.forward_keeping(first, *parameters, given, result, fates, number, step)
+        ctx.set_materialize_grads(False)
+        ctx.prepared = prepared
+        ctx.save_for_backward(state, w1, b1, w2, b2, fates)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> Grads:
+        grad = grad_outputs[0]
+        if grad is None:
+            return (None,) * 8
+        saved, needed = ctx.saved_tensors, ctx.needs_input_grad
+
+        def compute(grad: Tensor) -> Grads:
+            return _backward(ctx.prepared, grad, saved, needed[0])
+
+        grads = first_order_only("triton", compute, grad, *saved[:5])
+        if not all(needed[:5]):
+            grads = tuple(g if need else None for g, need in zip(grads, needed, strict=False))
+        return *grads, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        refuse_forward_mode("triton")
+
+
+_apply = super(torch.autograd.Function, _SingleStep).apply
+"""What `_SingleStep.apply` ends in, once it has looked for transforms of torch.func, of which there
+are none here, and for tensors that one of them has left over."""
+
+_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
+
+def _backward(
+    prepared: Prepared, grad: Tensor, saved: tuple[Tensor, ...], state_too: bool
+) -> tuple[Tensor, ...]:
+    """Return the gradients of the state, unfinished if it is not wanted, and of the parameters."""
+    state, w1, b1, w2, b2, fates = saved
+    shapes = state.shape, w1.shape, b1.shape, w2.shape, b2.shape, fates.shape
+    device = state.device
+    if not (
+        (*shapes, device) == prepared.saved
+        and state.dtype is w1.dtype is b1.dtype is w2.dtype is b2.dtype is torch.float32
+        and fates.dtype is torch.uint8
+        and device == w1.device == b1.device == w2.device == b2.device == fates.device
+    ):
+        refuse_saved()
+    state, w1, b1, w2, b2 = _readable(state, w1, b1, w2, b2)
+    like = torch.empty_like
+    grads = like(state), like(w1), like(b1), like(w2), like(b2)
+    scratch = like(prepared.scratch)
+    launches = prepared.backward
+    launches.first(state, fates.contiguous(), dense(grad), w1, b1, w2, grads[0], scratch)
+    (launches.last if state_too else launches.sums)(scratch, *grads)
+    return grads

@@ -1,0 +1,172 @@
+"""Every reason why the fused path cannot run, one sentence each."""
+
+import os
+from functools import cache, lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+
+import numpy
+import torch
+
+PRECISIONS = ("fp16", "bf16", "ieee")
+MIN_CHANNELS, MAX_CHANNELS = 4, 32
+MIN_HIDDEN, MAX_HIDDEN = 16, 256
+MIN_CAPABILITY = (8, 0)
+
+MAX_WIDTH = 1 << 20
+"""A tile and its halo span 18 rows of 64 numbers a cell, and offsets within them are 32-bit."""
+
+MAX_TILES = 1 << 30
+"""Tiles, of eight columns and at least four rows, are numbered in 32 bits."""
+
+
+@cache
+def interpreted() -> bool:
+    """Return whether Triton kernels run in its interpreter, which needs no GPU.
+
+    Triton asks its environment variable when a kernel is defined, so a process has one answer.
+    """
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def fused_reasons(
+    device: torch.device | str,
+    dtype: torch.dtype,
+    channels: int,
+    hidden: int,
+    precision: str,
+) -> list[str]:
+    """List the reasons why a rollout cannot run on the fused kernels.
+
+    Args:
+        device: where the state lives.
+        dtype: type of the state.
+        channels: channels C of the state.
+        hidden: hidden units of the network.
+        precision: "fp16", "bf16" or "ieee".
+
+    Returns:
+        One sentence per reason; empty if the rollout can run.
+    """
+    if not isinstance(device, torch.device):
+        device = torch.device(device)
+    return list(_reasons(device, dtype, channels, hidden, precision, interpreted()))
+
+
+@lru_cache(maxsize=256)
+def _reasons(
+    device: torch.device,
+    dtype: torch.dtype,
+    channels: int,
+    hidden: int,
+    precision: str,
+    interpreted: bool,
+) -> tuple[str, ...]:
+    """List what `fused_reasons` does."""
+    reasons = list(_device_reasons(device, interpreted))
+    if dtype != torch.float32:
+        reasons.append(f"The fused kernels keep a float32 state, got {dtype}.")
+    if not MIN_CHANNELS <= channels <= MAX_CHANNELS:
+        reasons.append(
+            f"The fused kernels take {MIN_CHANNELS} to {MAX_CHANNELS} channels, got {channels}."
+        )
+    if not MIN_HIDDEN <= hidden <= MAX_HIDDEN:
+        reasons.append(
+            f"The fused kernels take {MIN_HIDDEN} to {MAX_HIDDEN} hidden units, got {hidden}."
+        )
+    if precision not in PRECISIONS:
+        reasons.append(
+            f"The fused kernels have the precisions {', '.join(PRECISIONS)}, got {precision!r}."
+        )
+    elif precision == "bf16" and interpreted:
+        reasons.append("Triton's interpreter multiplies bfloat16 wrongly; use fp16 or ieee.")
+    elif not reasons:
+        capability = 9 if interpreted else torch.cuda.get_device_capability(device)[0]
+        reasons += size_reasons(precision, channels, hidden, capability)
+    return tuple(reasons)
+
+
+def size_reasons(precision: str, channels: int, hidden: int, capability: int) -> list[str]:
+    """List the reasons why a network's size is beyond a GPU, one sentence each.
+
+    Args:
+        precision: "fp16", "bf16" or "ieee".
+        channels: channels C of the state.
+        hidden: hidden units of the network.
+        capability: major compute capability of the device.
+
+    Returns:
+        One sentence per reason.
+    """
+    if precision == "ieee" and capability in (10, 11):
+        return [
+            "Triton cannot compile the backward kernel with precision ieee for compute "
+            f"capability {capability}; use fp16."
+        ]
+    wide = channels > 16
+    large = hidden > 128
+    if wide and large and (precision == "ieee" or capability != 9):
+        return [
+            f"Weights of {channels} channels and {hidden} hidden units with precision {precision} "
+            f"exceed what compute capability {capability} has on chip."
+        ]
+    if (wide or large) and precision == "ieee" and capability != 9:
+        return [
+            f"Weights of {channels} channels and {hidden} hidden units with precision ieee exceed "
+            f"the shared memory of compute capability {capability}; use fp16."
+        ]
+    return []
+
+
+def shape_reasons(batch: int, height: int, width: int) -> list[str]:
+    """List the reasons why a batch of grids is out of the kernels' range, one sentence each."""
+    reasons = []
+    if height < 1 or width < 1:
+        reasons.append(f"A grid needs at least one cell, got {height}x{width}.")
+    if width > MAX_WIDTH:
+        reasons.append(f"The fused kernels take grids up to {MAX_WIDTH} wide, got {width}.")
+    if batch * -(-height // 4) * -(-width // 8) > MAX_TILES:
+        reasons.append(
+            f"A batch of {batch}x{height}x{width} cells has more than {MAX_TILES} tiles; split it."
+        )
+    return reasons
+
+
+def interpreter_reasons(triton_version: str, numpy_version: str) -> tuple[str, ...]:
+    """List the reasons why these versions cannot interpret kernels, one sentence each."""
+    if _numbers(triton_version) < (3, 7) and _numbers(numpy_version) >= (2, 4):
+        return (
+            f"The interpreter of Triton {triton_version} fails with NumPy {numpy_version}; "
+            "install NumPy below 2.4, or Triton 3.7 or newer.",
+        )
+    return ()
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    """Return the first two numbers of a version."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+@lru_cache(maxsize=64)
+def _device_reasons(device: torch.device, interpreted: bool) -> tuple[str, ...]:
+    """List what is missing in the machine."""
+    if find_spec("triton") is None:
+        return (
+            "Triton is not installed: on Linux `pip install triton`, on Windows `triton-windows`.",
+        )
+    if interpreted:
+        return interpreter_reasons(import_module("triton").__version__, numpy.__version__)
+    if device.type != "cuda":
+        return (f"The fused kernels run on CUDA devices, and the state is on {device}.",)
+    if not torch.cuda.is_available():
+        return (f"torch {torch.__version__} sees no CUDA device.",)
+    if torch.version.hip is not None:
+        return ("The fused kernels are written for CUDA; ROCm has not been tried.",)
+    found = torch.cuda.get_device_capability(device)
+    if found < MIN_CAPABILITY:
+        return (
+            f"The fused kernels need compute capability 8.0, and {device} has "
+            f"{found[0]}.{found[1]}.",
+        )
+    return ()
