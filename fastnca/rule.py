@@ -1,0 +1,247 @@
+"""The rule of a cellular automaton as a value: what a cell perceives, computes and keeps.
+
+`Rule()` is the tutorial's. `fastnca.reference` interprets every field; its equations say what the
+fields mean.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+Taps = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
+"""Weights of a 3x3 filter: three rows from top to bottom, each from left to right."""
+
+
+def _scaled(rows: Sequence[Sequence[float]], divisor: float) -> Taps:
+    return tuple(tuple(tap / divisor for tap in row) for row in rows)  # type: ignore[return-value]
+
+
+FILTERS: dict[str, Taps] = {
+    "identity": _scaled(((0, 0, 0), (0, 1, 0), (0, 0, 0)), 1),
+    "sobel_x": _scaled(((-1, 0, 1), (-2, 0, 2), (-1, 0, 1)), 8),
+    "sobel_y": _scaled(((-1, -2, -1), (0, 0, 0), (1, 2, 1)), 8),
+    "laplacian": _scaled(((1, 2, 1), (2, -12, 2), (1, 2, 1)), 8),
+}
+"""The named filters. Sobel-x grows to the right, Sobel-y downwards."""
+
+PADDINGS = ("zeros", "circular", "reflect", "replicate")
+ALIVE = ("both", "before", "after", "none")
+ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid")
+
+MAX_FILTERS = 16
+MAX_LAYERS = 8
+MAX_WIDTH = 8192
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What every cell does in a step. A value: two rules with equal fields are equal.
+
+    Args:
+        filters: what each channel is seen through, 1 to 16 of them: names of `FILTERS`, or 3x3
+            taps as numbers. Perceived channel `K*c + k` is filter k of channel c.
+        learn_filters: whether the taps are parameters with a gradient, one set per channel, whose
+            first values are `filters`.
+        padding: what lies beyond the border, "zeros", "circular" (a torus), "reflect" or
+            "replicate", as in `torch.nn.Conv2d`.
+        alive: when a cell must be alive, or else its state becomes zero: "both" before and after
+            the update, "before", "after", or "none" for rules in which every cell lives.
+        alive_threshold: a cell is alive when the largest alpha (channel 3) of its 3x3
+            neighbourhood is above this, at least 0.
+        hidden: widths of the hidden layers of the update network; empty for a linear rule.
+        activation: what follows each hidden layer, a name of `ACTIVATIONS`, with torch's defaults.
+        final_bias: whether the last layer has a bias.
+        inputs: how many channels, the last ones, every cell reads and no step writes: pictures,
+            goals, positions. They are not cleared in dead cells.
+        clamp: lowest and highest value of a cell that has been updated; None for no limits. 0,
+            which a dead cell is, must lie between them.
+        step_size: factor of the update, above 0.
+
+    Raises:
+        TypeError: a field has another type.
+        ValueError: a field has a value that no rule has.
+    """
+
+    filters: tuple[str | Taps, ...] = ("identity", "sobel_x", "sobel_y")
+    learn_filters: bool = False
+    padding: str = "zeros"
+    alive: str = "both"
+    alive_threshold: float = 0.1
+    hidden: tuple[int, ...] = (128,)
+    activation: str = "relu"
+    final_bias: bool = True
+    inputs: int = 0
+    clamp: tuple[float, float] | None = None
+    step_size: float = 1.0
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        put("filters", _check_filters(self.filters))
+        put("hidden", _check_hidden(self.hidden))
+        for name in ("learn_filters", "final_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        _check_choice("padding", self.padding, PADDINGS)
+        _check_choice("alive", self.alive, ALIVE)
+        _check_choice("activation", self.activation, ACTIVATIONS)
+        put("alive_threshold", _check_number("alive_threshold", self.alive_threshold))
+        put("step_size", _check_number("step_size", self.step_size))
+        if self.alive_threshold < 0:
+            raise ValueError(f"alive_threshold must be at least 0, got {self.alive_threshold}")
+        if self.step_size <= 0:
+            raise ValueError(f"step_size must be above 0, got {self.step_size}")
+        if not isinstance(self.inputs, int) or isinstance(self.inputs, bool):
+            raise TypeError(f"inputs must be an int, got {type(self.inputs).__name__}")
+        if self.inputs < 0:
+            raise ValueError(f"inputs must be at least 0, got {self.inputs}")
+        put("clamp", _check_clamp(self.clamp))
+        if self.alive == "none":  # it has no meaning, and must not tell equal rules apart
+            put("alive_threshold", type(self).alive_threshold)
+
+    @property
+    def taps(self) -> tuple[Taps, ...]:
+        """The filters as numbers."""
+        return tuple(FILTERS[each] if isinstance(each, str) else each for each in self.filters)
+
+    @property
+    def alive_before(self) -> bool:
+        """Whether a cell must be alive before its update."""
+        return self.alive in ("both", "before")
+
+    @property
+    def alive_after(self) -> bool:
+        """Whether a cell must be alive after its update."""
+        return self.alive in ("both", "after")
+
+    def with_hidden(self, hidden_dim: int) -> Self:
+        """Return the rule of a model that was asked for `hidden_dim` hidden units.
+
+        Raises:
+            ValueError: the rule says something else.
+        """
+        default = type(self).hidden
+        if (hidden_dim,) == default or (hidden_dim,) == self.hidden:
+            return self
+        if self.hidden != default:
+            raise ValueError(
+                f"hidden_dim={hidden_dim} and the rule's hidden={self.hidden} differ; give one"
+            )
+        return replace(self, hidden=(hidden_dim,))
+
+    def differences(self, other: "Rule") -> list[str]:
+        """Name the fields in which two rules differ."""
+        names = [field.name for field in fields(self)]
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON has them."""
+        return {field.name: _to_json(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Make a rule of what `to_dict` returned; a field that is missing has its default.
+
+        Raises:
+            TypeError, ValueError: a field is unknown, or its value is none of a rule.
+        """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"a rule must be a mapping of its fields, got {values!r}")
+        if unknown := sorted(set(values) - {field.name for field in fields(cls)}):
+            raise ValueError(f"a rule has no field {', '.join(map(repr, unknown))}")
+        return cls(**values)
+
+    def __str__(self) -> str:
+        """Name the fields that are not the tutorial's."""
+        return f"Rule({', '.join(f'{name}={getattr(self, name)!r}' for name in self._own())})"
+
+    def _own(self) -> list[str]:
+        return self.differences(type(self)())
+
+
+def _check_filters(filters: object) -> tuple[str | Taps, ...]:
+    """Return filters by name where they have one, and else as numbers."""
+    if isinstance(filters, str) or not isinstance(filters, Sequence):
+        raise TypeError(
+            f"filters must be a sequence of names or 3x3 numbers, got {filters!r}; names are "
+            f"{', '.join(FILTERS)}"
+        )
+    if not 1 <= len(filters) <= MAX_FILTERS:
+        raise ValueError(f"a rule has 1 to {MAX_FILTERS} filters, got {len(filters)}")
+    return tuple(_check_filter(each) for each in filters)
+
+
+def _check_filter(found: Any) -> str | Taps:
+    if isinstance(found, str):
+        if found not in FILTERS:
+            raise ValueError(
+                f"filters are {', '.join(FILTERS)} or 3x3 numbers, got the name {found!r}"
+            )
+        return found
+    if hasattr(found, "tolist"):  # a tensor or an array
+        found = found.tolist()
+    rows = isinstance(found, Sequence) and len(found) == 3
+    if not rows or not all(isinstance(row, Sequence) and len(row) == 3 for row in found):
+        raise ValueError(f"a filter is a name or three rows of three numbers, got {found!r}")
+    taps = _scaled([[_check_number("a filter's tap", tap) for tap in row] for row in found], 1)
+    return next((name for name, known in FILTERS.items() if known == taps), taps)
+
+
+def _check_hidden(hidden: object) -> tuple[int, ...]:
+    if isinstance(hidden, str) or not isinstance(hidden, Sequence):
+        raise TypeError(f"hidden must be a sequence of widths, such as (128,), got {hidden!r}")
+    if len(hidden) > MAX_LAYERS:
+        raise ValueError(f"a rule has at most {MAX_LAYERS} hidden layers, got {len(hidden)}")
+    for width in hidden:
+        if not isinstance(width, int) or isinstance(width, bool):
+            raise TypeError(f"hidden must hold ints, got {width!r}")
+        if not 1 <= width <= MAX_WIDTH:
+            raise ValueError(f"a hidden layer has 1 to {MAX_WIDTH} units, got {width}")
+    return tuple(hidden)
+
+
+def _check_clamp(clamp: object) -> tuple[float, float] | None:
+    if clamp is None:
+        return None
+    if isinstance(clamp, str) or not isinstance(clamp, Sequence) or len(clamp) != 2:
+        raise TypeError(f"clamp must be None or (lowest, highest), got {clamp!r}")
+    low, high = (_check_number("clamp", limit) for limit in clamp)
+    if not low <= 0 <= high or low == high:
+        raise ValueError(f"clamp must be two limits with 0 between them, got {(low, high)}")
+    return low, high
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _check_number(name: str, value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)
+
+
+def _to_json(value: Any) -> Any:
+    return [_to_json(each) for each in value] if isinstance(value, tuple) else value
+
+
+RULES: dict[str, Rule] = {
+    "growing": Rule(),
+    "texture": Rule(
+        filters=("identity", "sobel_x", "sobel_y", "laplacian"),
+        padding="circular",
+        alive="none",
+        hidden=(96,),
+        final_bias=False,
+    ),
+}
+"""Named rules: "growing" is the tutorial's, Mordvintsev et al., Distill 2020; "texture" that of
+Niklasson et al., "Self-Organising Textures", Distill 2021, for 12 channels."""
+
+CHANNELS = {"growing": 16, "texture": 12}
+"""Channels of the models that the named rules were published with."""
