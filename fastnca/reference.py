@@ -1,19 +1,26 @@
-"""The specification: the tutorial's modules in plain PyTorch, never optimised.
+"""The specification: the tutorial's modules in plain PyTorch, for every `Rule`, never optimised.
 
 If a fast path and this file differ, the fast path is wrong.
 
 Conventions, stated here once for the whole package:
 
-- A state is `[B, C, H, W]`; channels 0 to 3 are RGBA, channel 3 is alpha.
-- Perceived channel `3*c + k` is filter `k` of channel `c`: identity, Sobel-x, Sobel-y.
-  Sobel-x grows to the right, Sobel-y downwards; both are divided by 8. Borders are zero.
-- One step of a state s with mask m and network W₂ relu(W₁ p + b₁) + b₂ on the perceived p:
+- A state s is `[B, C, H, W]`; channels 0 to 3 are RGBA, channel 3 is alpha. The last `inputs`
+  channels are read and never written; the equations below are of the others.
+- Perceived channel `K*c + k` is filter k of channel c, K being the number of filters. The
+  tutorial's three are identity, Sobel-x and Sobel-y; Sobel-x grows to the right, Sobel-y
+  downwards; both are divided by 8. `padding` says what lies beyond the border.
+- The network is W₂ φ(W₁ p + b₁) + b₂ on the perceived p, with more or fewer layers as `hidden`
+  says, and φ the `activation`. One step with mask m, step size η:
 
-      ŝ  = s + m ⊙ (W₂ relu(W₁ p(s) + b₁) + b₂)
-      s' = ŝ ⊙ alive(s) ⊙ alive(ŝ),   alive(s) = [maxpool₃ₓ₃(s_alpha) > 0.1]
+      ŝ  = s + m ⊙ η (W₂ φ(W₁ p(s) + b₁) + b₂), limited to `clamp` where m = 1
+      s' = ŝ ⊙ alive(s) ⊙ alive(ŝ),   alive(s) = [maxpool₃ₓ₃(s_alpha) > alive_threshold]
 
+  `alive` says which of the two factors there are. The pool wraps where `padding` is circular, and
+  otherwise sees nothing beyond the border.
 - In training mode m is random, one draw per cell shared by its channels; in eval mode m = 1.
 """
+
+from itertools import pairwise
 
 import torch
 import torch.nn as nn
@@ -22,12 +29,8 @@ from torch import Tensor
 
 from fastnca.life import game_of_life_step
 from fastnca.masks import update_mask
-from fastnca.states import (
-    ALIVE_THRESHOLD,
-    NUM_CHANNELS,
-    create_seed,
-    get_visible_state,
-)
+from fastnca.rule import Rule
+from fastnca.states import ALPHA, NUM_CHANNELS, create_seed, get_visible_state
 from fastnca.targets import create_target_circle
 
 __all__ = [
@@ -38,37 +41,76 @@ __all__ = [
     "create_target_circle",
     "game_of_life_step",
     "get_visible_state",
+    "make_filters",
+    "make_update_net",
     "sobel_filters",
 ]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+"""The modules of `Rule.activation`."""
 
 
 def sobel_filters() -> Tensor:
     """Return the three perception filters, identity, Sobel-x / 8, Sobel-y / 8: `[3, 3, 3]`."""
-    sobel_x = torch.tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=torch.float32) / 8.0
-    identity = torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 0]], dtype=torch.float32)
-    return torch.stack([identity, sobel_x, sobel_x.T.contiguous()])
+    return torch.tensor(Rule().taps, dtype=torch.float32)
+
+
+def make_filters(num_channels: int, rule: Rule) -> Tensor:
+    """Return the filters of a rule for every channel: `[K*C, 1, 3, 3]` float32."""
+    taps = torch.tensor(rule.taps, dtype=torch.float32)
+    return taps.repeat(num_channels, 1, 1).view(-1, 1, 3, 3)
+
+
+def make_update_net(num_channels: int, rule: Rule) -> nn.Sequential:
+    """Return the update network of a rule: 1x1 convolutions, activations between them.
+
+    The last layer starts at zero, so that a new model changes nothing.
+    """
+    last = num_channels - rule.inputs
+    widths = (num_channels * len(rule.filters), *rule.hidden, last)
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths[:-1]):
+        layers += [nn.Conv2d(before, after, 1), ACTIVATIONS[rule.activation]()]
+    layers.append(nn.Conv2d(widths[-2], last, 1, bias=rule.final_bias))
+    for zero in layers[-1].parameters():
+        nn.init.zeros_(zero)
+    return nn.Sequential(*layers)
 
 
 class PerceptionModule(nn.Module):
-    """Perceive the 3x3 neighbourhood of every channel with fixed filters.
+    """Perceive the 3x3 neighbourhood of every channel through the filters of a rule.
 
     Args:
         num_channels: channels C of the state.
+        rule: filters, whether they learn, and padding; the tutorial's if None.
 
     Attributes:
-        filters: `[3*C, 1, 3, 3]` float32 parameter without gradient, as in the tutorial.
+        filters: `[K*C, 1, 3, 3]` float32 parameter; without gradient, as in the tutorial, unless
+            the rule learns its filters.
+        padding: what lies beyond the border.
     """
 
-    def __init__(self, num_channels: int = NUM_CHANNELS) -> None:
+    def __init__(self, num_channels: int = NUM_CHANNELS, rule: Rule | None = None) -> None:
         super().__init__()
-        self.filters = nn.Parameter(
-            sobel_filters().repeat(num_channels, 1, 1).view(-1, 1, 3, 3), requires_grad=False
-        )
+        rule = Rule() if rule is None else rule
+        self.filters = nn.Parameter(make_filters(num_channels, rule), rule.learn_filters)
         self.num_channels = num_channels
+        self.padding = rule.padding
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, C, H, W]` to `[B, 3*C, H, W]`; output channel `3*c + k` is filter k of c."""
-        return F.conv2d(x, self.filters, padding=1, groups=self.num_channels)
+        """Map `[B, C, H, W]` to `[B, K*C, H, W]`; output channel `K*c + k` is filter k of c."""
+        if self.padding == "zeros":
+            return F.conv2d(x, self.filters, padding=1, groups=self.num_channels)
+        x = F.pad(x, (1, 1, 1, 1), mode=self.padding)
+        return F.conv2d(x, self.filters, groups=self.num_channels)
 
 
 class NeuralCA(nn.Module):
@@ -76,42 +118,65 @@ class NeuralCA(nn.Module):
 
     Args:
         num_channels: channels C of the state.
-        hidden_dim: width of the hidden layer.
+        hidden_dim: width of the hidden layer; a rule with other hidden layers may give them.
+        rule: what a step computes; the tutorial's rule if None.
+
+    Attributes:
+        rule: the rule, with its hidden layers.
     """
 
-    def __init__(self, num_channels: int = NUM_CHANNELS, hidden_dim: int = 128) -> None:
+    def __init__(
+        self,
+        num_channels: int = NUM_CHANNELS,
+        hidden_dim: int = 128,
+        *,
+        rule: Rule | None = None,
+    ) -> None:
         super().__init__()
         self.num_channels = num_channels
-        self.perception = PerceptionModule(num_channels)
-        self.update_net = nn.Sequential(
-            nn.Conv2d(num_channels * 3, hidden_dim, 1),
-            nn.ReLU(),
-            nn.Conv2d(hidden_dim, num_channels, 1),
-        )
-        for zero in self.update_net[-1].parameters():
-            nn.init.zeros_(zero)
+        self.rule = (Rule() if rule is None else rule).with_hidden(hidden_dim)
+        self.perception = PerceptionModule(num_channels, self.rule)
+        self.update_net = make_update_net(num_channels, self.rule)
 
-    def get_alive_mask(self, state: Tensor, threshold: float = ALIVE_THRESHOLD) -> Tensor:
+    def get_alive_mask(self, state: Tensor, threshold: float | None = None) -> Tensor:
         """Mark living cells: the largest alpha of the 3x3 neighbourhood is above `threshold`.
 
         Args:
             state: `[B, C, H, W]`.
-            threshold: exclusive lower limit of alpha.
+            threshold: exclusive lower limit of alpha; the rule's if None.
 
         Returns:
             `[B, 1, H, W]` of the state's dtype, 1.0 where alive.
         """
-        alpha = state[:, 3:4, :, :]
-        alive = F.max_pool2d(alpha, 3, stride=1, padding=1) > threshold
+        alpha = state[:, ALPHA : ALPHA + 1, :, :]
+        if self.rule.padding == "circular":
+            alpha = F.pad(alpha, (1, 1, 1, 1), mode="circular")
+            largest = F.max_pool2d(alpha, 3, stride=1)
+        else:
+            largest = F.max_pool2d(alpha, 3, stride=1, padding=1)
+        alive = largest > (self.rule.alive_threshold if threshold is None else threshold)
         return alive.to(state.dtype)
 
     def _step(self, state: Tensor, mask: Tensor | float) -> Tensor:
         """Advance `state` by one step; `mask` is `[B, 1, H, W]` or 1.0, which is every cell."""
-        pre_alive = self.get_alive_mask(state)
+        rule = self.rule
+        cells, inputs = state, None
+        if rule.inputs:
+            cells, inputs = state[:, : -rule.inputs], state[:, -rule.inputs :]
+        alive = self.get_alive_mask(cells) if rule.alive_before else None
         delta = self.update_net(self.perception(state))
-        state = state + delta * mask
-        alive_mask = pre_alive * self.get_alive_mask(state)
-        return state * alive_mask
+        if rule.step_size != 1.0:
+            delta = delta * rule.step_size
+        updated = cells + delta * mask
+        if rule.clamp is not None:
+            limited = _clamp(updated, *rule.clamp)
+            updated = limited if isinstance(mask, float) else torch.where(mask > 0, limited, cells)
+        if rule.alive_after:
+            after = self.get_alive_mask(updated)
+            alive = after if alive is None else alive * after
+        if alive is not None:
+            updated = updated * alive
+        return updated if inputs is None else torch.cat((updated, inputs), 1)
 
     def forward(self, state: Tensor, update_rate: float = 0.5) -> Tensor:
         """Advance `[B, C, H, W]` by one step; in training mode the mask comes from torch's RNG."""
@@ -149,3 +214,9 @@ class NeuralCA(nn.Module):
             else:
                 state = self(state, update_rate)
         return state
+
+
+def _clamp(values: Tensor, low: float, high: float) -> Tensor:
+    """Limit values; the gradient is 1 between the limits and at both, as in `get_visible_state`."""
+    inside = (values >= low) & (values <= high)
+    return torch.where(inside, values, values.detach().clamp(low, high))
