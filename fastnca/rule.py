@@ -7,7 +7,10 @@ fields mean.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from itertools import pairwise
+from typing import Any, ClassVar, Self
+
+from fastnca.states import ALPHA
 
 Taps = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
 """Weights of a 3x3 filter: three rows from top to bottom, each from left to right."""
@@ -58,6 +61,9 @@ class Rule:
             which a dead cell is, must lie between them.
         step_size: factor of the update, above 0.
 
+    Attributes:
+        changed: names of the fields that are not the tutorial's.
+
     Raises:
         TypeError: a field has another type.
         ValueError: a field has a value that no rule has.
@@ -74,6 +80,7 @@ class Rule:
     inputs: int = 0
     clamp: tuple[float, float] | None = None
     step_size: float = 1.0
+    changed: ClassVar[tuple[str, ...]]
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -100,6 +107,7 @@ class Rule:
         put("clamp", _check_clamp(self.clamp))
         if self.alive == "none":  # it has no meaning, and must not tell equal rules apart
             put("alive_threshold", type(self).alive_threshold)
+        put("changed", tuple(f.name for f in fields(self) if getattr(self, f.name) != f.default))
 
     @property
     def taps(self) -> tuple[Taps, ...]:
@@ -131,10 +139,29 @@ class Rule:
             )
         return replace(self, hidden=(hidden_dim,))
 
-    def differences(self, other: "Rule") -> list[str]:
-        """Name the fields in which two rules differ."""
-        names = [field.name for field in fields(self)]
-        return [name for name in names if getattr(self, name) != getattr(other, name)]
+    def shapes(self, num_channels: int) -> dict[str, tuple[int, ...]]:
+        """Return the entries of a model's `state_dict` and their shapes, in their order."""
+        features = num_channels * len(self.filters)
+        widths = (features, *self.hidden, num_channels - self.inputs)
+        shapes: dict[str, tuple[int, ...]] = {"perception.filters": (features, 1, 3, 3)}
+        for number, (before, after) in enumerate(pairwise(widths)):
+            shapes[f"update_net.{2 * number}.weight"] = (after, before, 1, 1)
+            if number < len(self.hidden) or self.final_bias:
+                shapes[f"update_net.{2 * number}.bias"] = (after,)
+        return shapes
+
+    def check_channels(self, num_channels: int) -> None:
+        """Check that a state has room for what the rule reads.
+
+        Raises:
+            ValueError: it has too few channels.
+        """
+        least = 1 if self.alive == "none" else ALPHA + 1
+        if num_channels - self.inputs < least:
+            raise ValueError(
+                f"num_channels must be at least {least + self.inputs} for a rule with "
+                f"alive={self.alive!r} and inputs={self.inputs}, got {num_channels}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""
@@ -155,10 +182,7 @@ class Rule:
 
     def __str__(self) -> str:
         """Name the fields that are not the tutorial's."""
-        return f"Rule({', '.join(f'{name}={getattr(self, name)!r}' for name in self._own())})"
-
-    def _own(self) -> list[str]:
-        return self.differences(type(self)())
+        return f"Rule({', '.join(f'{name}={getattr(self, name)!r}' for name in self.changed)})"
 
 
 def _check_filters(filters: object) -> tuple[str | Taps, ...]:

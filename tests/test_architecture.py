@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 # Each module may import what stands on floors below its own.
 FLOORS = [
     ["fastnca.life", "fastnca.masks", "fastnca.states", "fastnca.targets", "fastnca.backends"],
+    ["fastnca.rule"],
     ["fastnca.checks", "fastnca.backends.autograd", "fastnca.reference", "fastnca.storage.atomic"],
     ["fastnca.recognition"],
     ["fastnca.backends.cpp", "fastnca.backends.torch_active", "fastnca.backends.triton_fused"],
