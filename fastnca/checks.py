@@ -1,12 +1,14 @@
 """Checks of what a user hands in: one sentence with expected, got, and what to do."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from fastnca.states import ALPHA
+from fastnca.rule import TUTORIAL, Rule
 
-Parameters = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Weight and bias of the two 1x1 convolutions."""
+Parameters = tuple[Tensor, ...]
+"""The tensors that a step computes with, as `fastnca.recognition.parameters_of` orders them."""
 
 MOST_WEIGHT = 1e6
 """Active cells are exact while each parameter's Euclidean norm is below this."""
@@ -20,13 +22,14 @@ class OutOfRangeError(ArithmeticError):
     """
 
 
-def check_state(state: Tensor, num_channels: int, like: Tensor) -> None:
+def check_state(state: Tensor, num_channels: int, like: Tensor, padding: str = "zeros") -> None:
     """Check a state against a model.
 
     Args:
         state: what was passed as state.
         num_channels: channels of the model.
         like: a parameter of the model.
+        padding: what lies beyond the border.
 
     Raises:
         TypeError: the state is not a floating-point tensor, or not of the parameters' dtype.
@@ -49,6 +52,8 @@ def check_state(state: Tensor, num_channels: int, like: Tensor) -> None:
         )
     if height == 0 or width == 0:
         raise ValueError(f"the grid must have at least one cell, got {list(shape[2:])}")
+    if padding == "reflect" and (height == 1 or width == 1):
+        raise ValueError(f"padding='reflect' needs at least 2 cells a side, got {list(shape[2:])}")
     if state.device != like.device:
         raise ValueError(
             f"state is on {state.device} and the model on {like.device}; move one with .to()"
@@ -59,40 +64,40 @@ def check_state(state: Tensor, num_channels: int, like: Tensor) -> None:
         )
 
 
-def check_rollout(state: Tensor, parameters: Parameters) -> None:
+def check_rollout(state: Tensor, parameters: Parameters, rule: Rule = TUTORIAL) -> None:
     """Check that a state and parameters fit each other, for arithmetic on their memory.
 
     Args:
-        state: must be `[B, C, H, W]` float32 or float64, of at least 4 channels and one cell.
-        parameters: must be `[hidden, 3*C, 1, 1]`, `[hidden]`, `[C, hidden, 1, 1]`, `[C]`, of the
-            state's dtype and device.
+        state: must be `[B, C, H, W]` float32 or float64, of as many channels as the rule reads and
+            at least one cell.
+        parameters: must have the shapes of `Rule.shapes`, and the state's dtype and device.
+        rule: what a step computes; of the tutorial's, the number of hidden units may differ.
 
     Raises:
         TypeError: a dtype or a layout does not fit.
         ValueError: a shape or a device does not fit.
     """
-    if state.dim() != 4 or state.shape[1] <= ALPHA:
-        raise ValueError(
-            f"state must be [batch, at least {ALPHA + 1} channels, height, width], got "
-            f"{list(state.shape)}"
-        )
+    if state.dim() != 4:
+        raise ValueError(f"state must be [batch, channels, height, width], got {list(state.shape)}")
     if state.numel() == 0:
         raise ValueError(f"state must have at least one cell, got {list(state.shape)}")
+    rule.check_channels(state.shape[1])
     if state.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"state must be float32 or float64, got {state.dtype}")
-    channels = state.shape[1]
-    hidden = parameters[1].numel()
-    shapes = ((hidden, 3 * channels, 1, 1), (hidden,), (channels, hidden, 1, 1), (channels,))
-    found = tuple(tuple(parameter.shape) for parameter in parameters)
-    if found != shapes or hidden < 1:
+    if rule is TUTORIAL and len(parameters) > 1 and parameters[1].numel() > 0:
+        rule = replace(rule, hidden=(parameters[1].numel(),))
+    shapes = list(rule.shapes(state.shape[1]).values())[0 if rule.learn_filters else 1 :]
+    found = [tuple(parameter.shape) for parameter in parameters]
+    if found != shapes:
         raise ValueError(
-            f"parameters for {channels} channels must have the shapes [hidden, {3 * channels}, 1, "
-            f"1], [hidden], [{channels}, hidden, 1, 1], [{channels}], got "
+            f"parameters for {state.shape[1]} channels must have the shapes "
+            f"{', '.join(str(list(shape)) for shape in shapes)}, got "
             f"{', '.join(str(list(shape)) for shape in found)}"
         )
-    for name, tensor in zip(("state", *("a parameter",) * 4), (state, *parameters), strict=True):
-        check_like(tensor, state, name)
-        check_memory(tensor, name)
+    check_memory(state, "state")
+    for parameter in parameters:
+        check_like(parameter, state, "a parameter")
+        check_memory(parameter, "a parameter")
 
 
 def check_like(tensor: Tensor, like: Tensor, name: str) -> None:

@@ -12,7 +12,7 @@ The comparison is exact in integers: rate 0 updates no cell and rate 1 every cel
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -238,33 +238,45 @@ def make_counter(
     return torch.stack(scalars)
 
 
-@dataclass(frozen=True)
-class Updates:
+class Updates(NamedTuple):
     """Which cells update in consecutive steps.
 
     Attributes:
         steps: number of steps T.
         given: `[T, B, H, W]` bool, the masks; None draws them.
-        seed: 64-bit seed of masks that are drawn; None updates every cell.
+        seed: 64-bit seed of masks that are drawn, an int or a tensor with one integer; None updates
+            every cell.
         first_step: number of the first step, for masks that are drawn.
         update_rate: probability in [0, 1] that a cell updates, for masks that are drawn.
+        device_steps: tensor with one integer, how many of the `steps` are taken; None takes all.
     """
 
     steps: int
     given: Tensor | None = None
-    seed: int | None = None
+    seed: int | Tensor | None = None
     first_step: int = 0
     update_rate: float = 1.0
+    device_steps: Tensor | None = None
+
+    def on_host(self) -> "Updates":
+        """Return the same with plain numbers: reads what is a tensor."""
+        count = self.device_steps
+        steps = self.steps if count is None else min(self.steps, max(int(count), 0))
+        seed = int(self.seed) if isinstance(self.seed, Tensor) else self.seed
+        return self._replace(steps=steps, seed=seed, device_steps=None)
 
     def masks(self, state: Tensor) -> Iterator[Tensor | None]:
-        """Yield the mask of each step for a state `[B, C, H, W]`; None where every cell updates."""
+        """Yield the mask of each step for a state `[B, C, H, W]`; None where every cell updates.
+
+        The seed and the number of steps are plain numbers.
+        """
         if self.given is not None:
             yield from self.given
         elif self.seed is None:
             yield from [None] * self.steps
         else:
             yield from iterate_masks(
-                self.seed,
+                int(self.seed),
                 self.first_step,
                 self.steps,
                 state.shape,

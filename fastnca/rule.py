@@ -4,7 +4,9 @@
 fields mean.
 """
 
+import json
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
@@ -43,7 +45,7 @@ class Rule:
 
     Args:
         filters: what each channel is seen through, 1 to 16 of them: names of `FILTERS`, or 3x3
-            taps as numbers. Perceived channel `K*c + k` is filter k of channel c.
+            taps as numbers, rounded to float32. Perceived channel `K*c + k` is filter k of c.
         learn_filters: whether the taps are parameters with a gradient, one set per channel, whose
             first values are `filters`.
         padding: what lies beyond the border, "zeros", "circular" (a torus), "reflect" or
@@ -63,6 +65,7 @@ class Rule:
 
     Attributes:
         changed: names of the fields that are not the tutorial's.
+        json: what `to_dict` returns, as text.
 
     Raises:
         TypeError: a field has another type.
@@ -81,6 +84,7 @@ class Rule:
     clamp: tuple[float, float] | None = None
     step_size: float = 1.0
     changed: ClassVar[tuple[str, ...]]
+    json: ClassVar[str]
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -107,6 +111,7 @@ class Rule:
         put("clamp", _check_clamp(self.clamp))
         if self.alive == "none":  # it has no meaning, and must not tell equal rules apart
             put("alive_threshold", type(self).alive_threshold)
+        put("json", json.dumps(self.to_dict()))
         put("changed", tuple(f.name for f in fields(self) if getattr(self, f.name) != f.default))
 
     @property
@@ -209,8 +214,17 @@ def _check_filter(found: Any) -> str | Taps:
     rows = isinstance(found, Sequence) and len(found) == 3
     if not rows or not all(isinstance(row, Sequence) and len(row) == 3 for row in found):
         raise ValueError(f"a filter is a name or three rows of three numbers, got {found!r}")
-    taps = _scaled([[_check_number("a filter's tap", tap) for tap in row] for row in found], 1)
+    taps = _scaled([[_to_float32(tap) for tap in row] for row in found], 1)
     return next((name for name, known in FILTERS.items() if known == taps), taps)
+
+
+def _to_float32(tap: object) -> float:
+    """Return a tap as the module's filters hold it, so that every dtype and backend agrees."""
+    number = _check_number("a filter's tap", tap)
+    try:
+        return float(struct.unpack("f", struct.pack("f", number))[0])
+    except OverflowError:
+        raise ValueError(f"a filter's tap must fit float32, got {number}") from None
 
 
 def _check_hidden(hidden: object) -> tuple[int, ...]:
@@ -254,8 +268,11 @@ def _to_json(value: Any) -> Any:
     return [_to_json(each) for each in value] if isinstance(value, tuple) else value
 
 
+TUTORIAL = Rule()
+"""The tutorial's rule."""
+
 RULES: dict[str, Rule] = {
-    "growing": Rule(),
+    "growing": TUTORIAL,
     "texture": Rule(
         filters=("identity", "sobel_x", "sobel_y", "laplacian"),
         padding="circular",

@@ -228,7 +228,7 @@ def _pack_weights_kernel(
 
 
 def pack_weights(
-    parameters: tuple[Tensor, Tensor, Tensor, Tensor],
+    parameters: tuple[Tensor, ...],
     weights: Weights,
     counter: Tensor,
     numbers: tuple[int | Tensor, int, int, Tensor | None] | None,

@@ -13,7 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastnca import NeuralCA, get_visible_state, reference
+from fastnca.backends.base import BACKENDS, RolloutCall
 from fastnca.backends.cpp import cpp_reasons
+from fastnca.masks import Updates
+from fastnca.recognition import parameters_of
 
 GROWN = Path(__file__).parent / "data" / "grown.safetensors"
 
@@ -67,6 +70,12 @@ def roll_out(model, state: Tensor, steps: int, seed: int, update_rate: float = 0
     named = dict(model.named_parameters())
     gradients = {name: named[name].grad.clone() for name in PARAMETERS}
     return Outcome(end.detach(), {"state": state.grad, **gradients})
+
+
+def run_backend(model, backend: str, state: Tensor, updates: Updates) -> Tensor:
+    """Compute a rollout with a backend, masks given or drawn; the reference does not step in."""
+    call = RolloutCall(state, parameters_of(model), model.rule, updates)
+    return BACKENDS[backend].run(call)
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from fastnca import NeuralCA, create_seed, reference
 from fastnca.checks import OutOfRangeError
 from fastnca.masks import Updates, update_masks
-from tests.helpers import ACTIVE, PARAMETERS, copy_weights, excite, relative_error, roll_out
+from tests.helpers import (
+    ACTIVE,
+    PARAMETERS,
+    copy_weights,
+    excite,
+    relative_error,
+    roll_out,
+    run_backend,
+)
 
 EXACT = 1e-12  # float64: only the order of additions differs from the reference
 
@@ -139,7 +147,7 @@ def test_rollout_equals_repeated_steps(backend, grown):
     state = grown.states.double()
     repeated = state
     for _ in range(7):
-        repeated = model._active(backend, repeated, Updates(1))
+        repeated = run_backend(model, backend, repeated, Updates(1))
     torch.testing.assert_close(model.run_steps(state, 7), repeated, rtol=0, atol=1e-13)
 
 
@@ -275,7 +283,7 @@ def test_values_that_are_not_finite_spread_as_in_the_reference(backend, grown, n
     for gradient, expected in zip(fast.gradients.values(), slow.gradients.values(), strict=True):
         torch.testing.assert_close(gradient, expected, rtol=0, atol=0, equal_nan=True)
     with pytest.raises(OutOfRangeError):
-        model._active(backend, state, Updates(6, None, 3, 0, 0.5))
+        run_backend(model, backend, state, Updates(6, None, 3, 0, 0.5))
 
 
 @ACTIVE

@@ -61,7 +61,7 @@ def test_calls(name, backend):
 
 
 CONSTRUCTIONS = {
-    "three channels": (lambda: NeuralCA(3), ValueError, "num_channels must be at least 4, got 3"),
+    "three channels": (lambda: NeuralCA(3), ValueError, "num_channels must be at least 4"),
     "no hidden unit": (lambda: NeuralCA(16, 0), ValueError, "hidden_dim must be at least 1"),
     "channels as text": (lambda: NeuralCA("16"), TypeError, "num_channels must be an int, got str"),
     "unknown backend": (lambda: NeuralCA(backend="cuda"), ValueError, "one of auto, reference"),

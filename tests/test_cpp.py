@@ -7,7 +7,6 @@ import platform
 import subprocess
 import sys
 import weakref
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from fastnca import BackendError, NeuralCA
 from fastnca.backends.cpp import build, library
 from fastnca.checks import OutOfRangeError
 from fastnca.masks import Updates, update_masks
-from tests.helpers import COMPILED, copy_weights, excite, relative_error, roll_out
+from tests.helpers import COMPILED, copy_weights, excite, relative_error, roll_out, run_backend
 
 ROOT = Path(__file__).parent.parent
 STATE = torch.rand(1, 16, 5, 5)
@@ -67,8 +66,8 @@ def test_masks_that_are_drawn_are_update_masks(rate, seed):
     state = torch.rand(3, 4, 5, 7, dtype=torch.float64) + 0.2
     for first_step in (0, 2**33 + 5):
         drawn = Updates(3, None, seed, first_step, rate)
-        given = replace(drawn, given=update_masks(seed, first_step, 3, state.shape, rate))
-        assert torch.equal(*(model._active("cpp", state, each) for each in (drawn, given)))
+        given = drawn._replace(given=update_masks(seed, first_step, 3, state.shape, rate))
+        assert torch.equal(*(run_backend(model, "cpp", state, each) for each in (drawn, given)))
 
 
 @COMPILED
@@ -109,7 +108,7 @@ def test_threads_that_share_a_step_change_no_bit():
     torch.set_num_threads(3)
     try:
         with pytest.raises(OutOfRangeError):
-            model._active("cpp", state, Updates(1))
+            run_backend(model, "cpp", state, Updates(1))
     finally:
         torch.set_num_threads(before)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fastnca import NeuralCA, reference
-from fastnca.backends.choose import choose_backend, operand_precision
-from fastnca.backends.triton_fused import fused_reasons
+from fastnca.backends.choose import choose_backend
+from fastnca.backends.triton_fused import fused_reasons, operand_precision
 from tests.helpers import (
     CPU_DEFAULT,
     compiled,

@@ -7,8 +7,9 @@ from dataclasses import replace as replace_field
 import pytest
 import torch
 
-import fastnca.module
 from fastnca import NeuralCA, create_target_circle, reference
+from fastnca.backends import dispatch, triton_fused
+from fastnca.backends.base import BACKENDS
 from fastnca.training import PoolTrainer, TrainConfig, graphed, iteration
 from fastnca.training.draw import Randomness
 from fastnca.training.graphed import GraphedIteration
@@ -21,8 +22,8 @@ from tests.stand_in import FIRST, SMALL, Recorder, compare, make_trainer, plain_
 @pytest.fixture(autouse=True)
 def _plain_kernels(monkeypatch):
     """Let the `triton` backend be chosen on a CPU, and compute it with torch's operators."""
-    monkeypatch.setattr(fastnca.module, "fused_rollout", plain_rollout)
-    monkeypatch.setattr(fastnca.module, "choose_backend", lambda *_: "triton")
+    monkeypatch.setattr(triton_fused, "fused_rollout", plain_rollout)
+    monkeypatch.setattr(dispatch, "choose", lambda *_: BACKENDS["triton"])
     monkeypatch.setattr(graphed, "choose_backend", lambda *_: "triton")
     monkeypatch.setattr(iteration, "choose_backend", lambda *_: "triton")  # no reserved threads
 
@@ -290,7 +291,7 @@ def test_a_capture_that_fails_is_told_once_and_harms_nothing(caplog):
 
 def test_an_operation_that_waits_for_the_device_is_not_captured(caplog, monkeypatch):
     monkeypatch.setattr(
-        fastnca.module,
+        triton_fused,
         "fused_rollout",
         lambda *a, count=None, steps, **o: plain_rollout(
             *a, steps=steps if count is None else int(count), **o

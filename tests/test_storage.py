@@ -185,13 +185,15 @@ CONFIGS = {
     "deep nesting": (lambda c: b"[" * 100_000, "not a JSON file"),
     "a list": (lambda c: b"[]", "not a fastnca-model description"),
     "another kind": (rewrite(format="other"), "not a fastnca-model description"),
-    "newer": (rewrite(format_version=2), "format version 2, this fastnca reads version 1"),
-    "huge": (rewrite(hidden_dim=10**9), "hidden_dim' must be an integer from 1 to 8192"),
+    "newer": (rewrite(format_version=3), "format version 3, this fastnca reads versions 1 to 2"),
+    "huge": (rewrite(rule={"hidden": [10**9]}), "a hidden layer has 1 to 8192 units"),
     "text": (rewrite(num_channels="16"), "num_channels' must be an integer"),
     "bool": (rewrite(num_channels=True), "num_channels' must be an integer"),
     "dtype": (rewrite(dtype="float16"), "dtype' must be one of float32, float64"),
+    "no rule": (rewrite(rule="growing"), "a rule must be a mapping"),
+    "unknown field": (rewrite(rule={"alpha": 1}), "a rule has no field 'alpha'"),
     "metadata": (rewrite(metadata=[]), "metadata' must be an object"),
-    "other shape": (rewrite(hidden_dim=7), "must be torch.float32"),
+    "other shape": (rewrite(rule={"hidden": [7]}), "must be torch.float32"),
     "too large": (lambda c: b" " * (1 << 21), "too large"),
 }
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastnca import BackendError, NeuralCA, reference
 from fastnca.backends.choose import choose_backend
 from fastnca.backends.operators import rollout
-from fastnca.recognition import _expected_filters
+from fastnca.fixed_filters import _expected
 from tests.helpers import ACTIVE, CPU_DEFAULT, compiled, copy_weights, excite, operators_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")  # torch 2.14
@@ -167,7 +167,7 @@ def test_jit_trace_records_the_reference_operators(model, state, frozen):
 @pytest.mark.parametrize("call", [lambda m, s: m(s), lambda m, s: m.run_steps(s, 2, seed=1)])
 def test_a_call_with_fake_tensors_leaves_nothing_behind(model, state, call):
     expected = call(model.eval(), state)
-    _expected_filters.cache_clear()
+    _expected.cache_clear()
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = call(model, mode.from_tensor(state))
         assert fake.shape == state.shape
@@ -318,9 +318,9 @@ def test_a_model_changed_after_compilation_is_recognised_anew(model, state):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_the_operators_are_as_torch_wants_them(model, state):
     counter = torch.tensor([5, 2, 3])
-    leaf = state.clone().requires_grad_()
+    leaf, parameters = state.clone().requires_grad_(), list(model.update_net.parameters())
     for backend in ("torch", CPU_DEFAULT):
-        arguments = (leaf, *model.update_net.parameters(), counter, 0.5, True, backend)
+        arguments = (leaf, parameters, counter, 0.5, True, backend, model.rule.json)
         opcheck(rollout, arguments)
         end = rollout(*arguments)
         model.backend = backend
@@ -328,7 +328,8 @@ def test_the_operators_are_as_torch_wants_them(model, state):
         (grad,) = torch.autograd.grad(end.pow(3).sum(), leaf, create_graph=True)
         with pytest.raises(NotImplementedError, match="second derivatives"):
             grad.square().sum().backward()
-    nothing = rollout(state, *model.update_net.parameters(), torch.tensor([5, 2, 0]), 0.5, True, "")
+    none = torch.tensor([5, 2, 0])
+    nothing = rollout(state, parameters, none, 0.5, True, "", model.rule.json)
     assert torch.equal(nothing, state)
 
 

@@ -1,15 +1,30 @@
-"""Which implementation computes a step: names, the user's choice, and the error of a refusal."""
+"""Which implementation computes a step: names, the user's choice, and the error of a refusal.
+
+    base.py          what a backend is: the call that it is given, its protocol, the list of all
+    choose.py        which backend computes a call, and why not a faster one
+    dispatch.py      a step and a rollout of a model: checked, given to a backend, computed
+    autograd.py      what autograd asks of a rollout
+    operators.py     a rollout as one operator, for `torch.compile`
+    torch_active/    the `torch` backend: active cells in torch operators
+    cpp/             the `cpp` backend: active cells in C++, compiled on first use
+    triton_fused/    the `triton` backend: fused kernels on a GPU
+
+The fourth, `reference`, is `fastnca.reference`: the specification.
+"""
 
 import os
 from types import TracebackType
 
-BACKENDS = ("auto", "reference", "torch", "cpp", "triton")
-"""`reference` is the specification, `torch` works on active cells, `cpp` is the same compiled,
-`triton` is the fused kernel."""
-
 ENVIRONMENT_VARIABLE = "FASTNCA_BACKEND"
 
 _chosen = "auto"  # by use_backend, for the whole process
+
+_names = ["auto", "reference"]  # `register` in base.py adds the others
+
+
+def backend_names() -> tuple[str, ...]:
+    """Return what a backend may be called, "auto" first."""
+    return tuple(_names)
 
 
 class BackendError(RuntimeError):
@@ -29,10 +44,10 @@ def check_backend(name: str, source: str) -> str:
     """Return `name`.
 
     Raises:
-        ValueError: `name` is none of `BACKENDS`; `source` says where it came from.
+        ValueError: there is no such backend; `source` says where the name came from.
     """
-    if name not in BACKENDS:
-        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {name!r}")
+    if name not in _names:
+        raise ValueError(f"{source} must be one of {', '.join(_names)}, got {name!r}")
     return name
 
 

@@ -5,9 +5,10 @@ keeps in its graph for every number of steps, and what a dispatch mode sees. The
 the rollout again, so that only tensors of known shapes pass from one operator to the other.
 """
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -17,91 +18,97 @@ from torch.func import functional_call
 
 from fastnca import reference
 from fastnca.backends.autograd import refuse_second
-from fastnca.backends.cpp import cpp_rollout
-from fastnca.backends.torch_active import active_rollout
-from fastnca.checks import OutOfRangeError, Parameters, check_devices
-from fastnca.masks import Updates
-from fastnca.recognition import PARAMETERS
+from fastnca.backends.base import BACKENDS, ExactBackend, RolloutCall
+from fastnca.checks import OutOfRangeError, check_devices
+from fastnca.masks import Updates, make_counter
+from fastnca.recognition import parameter_names
+from fastnca.rule import Rule
+
+
+def record(call: RolloutCall, backend: str) -> Tensor:
+    """Compute a rollout as one operator."""
+    state, parameters, rule, updates = call[:4]
+    if updates.given is not None:
+        raise NotImplementedError("torch cannot look at a rollout with masks that are given")
+    steps, _, seed, first_step, update_rate, count = updates
+    counter = make_counter(seed, first_step, steps, count, state.device)
+    random = seed is not None
+    result: Tensor = rollout(
+        state, list(parameters), counter, float(update_rate), random, backend, rule.json
+    )
+    return result
 
 
 @torch.library.custom_op("fastnca::rollout", mutates_args=())
 def rollout(
     state: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
+    parameters: list[Tensor],
     counter: Tensor,
     update_rate: float,
     random: bool,
     backend: str,
+    rule: str,
 ) -> Tensor:
     """Advance a state.
 
     Args:
         state: `[B, C, H, W]` float32 or float64, any strides.
-        w1: `[hidden, 3*C, 1, 1]`.
-        b1: `[hidden]`.
-        w2: `[C, hidden, 1, 1]`.
-        b2: `[C]`.
+        parameters: what the steps compute with, as `recognition.parameters_of` orders it.
         counter: `[3]` int64: seed, number of the first step, number of steps.
         update_rate: probability in [0, 1] that a cell updates.
         random: False updates every cell in every step.
         backend: "torch" or "cpp"; the reference computes values beyond its range.
+        rule: `Rule.json`.
 
     Returns:
         `[B, C, H, W]`, contiguous.
     """
-    updates = _updates(counter, update_rate, random)
-    if updates.steps == 0:
+    call = _call(state, parameters, counter, update_rate, random, rule)
+    if call.updates.steps == 0:
         return state.clone(memory_format=torch.contiguous_format)
     try:
-        return _advance(backend, state, (w1, b1, w2, b2), updates)
+        return _advance(backend, call)
     except OutOfRangeError:
-        return _advance_by_reference(state, (w1, b1, w2, b2), updates)
+        return _advance_by_reference(call)
 
 
 @torch.library.custom_op("fastnca::rollout_gradients", mutates_args=())
 def rollout_gradients(
     grad: Tensor,
     state: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
+    parameters: list[Tensor],
     counter: Tensor,
     update_rate: float,
     random: bool,
     backend: str,
+    rule: str,
 ) -> list[Tensor]:
     """Differentiate `rollout`.
 
     Args:
         grad: `[B, C, H, W]`, gradient of the last state.
         state: this and the others are those of `rollout`.
-        w1: see `rollout`.
-        b1: see `rollout`.
-        w2: see `rollout`.
-        b2: see `rollout`.
+        parameters: see `rollout`.
         counter: see `rollout`.
         update_rate: see `rollout`.
         random: see `rollout`.
         backend: see `rollout`.
+        rule: see `rollout`.
 
     Returns:
-        The gradients of the state and of the four parameters, contiguous.
+        The gradients of the state and of the parameters, contiguous.
     """
-    updates = _updates(counter, update_rate, random)
+    call = _call(state, parameters, counter, update_rate, random, rule)
 
-    def differentiate(advance: Callable[[Tensor, Parameters, Updates], Tensor]) -> list[Tensor]:
+    def differentiate(advance: Callable[[RolloutCall], Tensor]) -> list[Tensor]:
         with torch.enable_grad():
-            leaves = [tensor.detach().requires_grad_() for tensor in (state, w1, b1, w2, b2)]
-            end = advance(leaves[0], (leaves[1], leaves[2], leaves[3], leaves[4]), updates)
+            leaves = [tensor.detach().requires_grad_() for tensor in (state, *parameters)]
+            end = advance(call._replace(state=leaves[0], parameters=tuple(leaves[1:])))
             grads = torch.autograd.grad(end, leaves, grad, materialize_grads=True)
         return [gradient.clone(memory_format=torch.contiguous_format) for gradient in grads]
 
-    if updates.steps == 0:
-        return differentiate(lambda state, *_: state * 1)
+    if call.updates.steps == 0:
+        return differentiate(lambda call: call.state * 1)
     try:
         return differentiate(partial(_advance, backend))
     except OutOfRangeError:
@@ -111,27 +118,31 @@ def rollout_gradients(
 
 
 @rollout.register_fake
-def _fake_rollout(state: Tensor, *others: Any) -> Tensor:
-    check_devices(state, *others[:5])
+def _fake_rollout(state: Tensor, parameters: list[Tensor], counter: Tensor, *_: Any) -> Tensor:
+    check_devices(state, *parameters, counter)
     return torch.empty_like(state, memory_format=torch.contiguous_format)
 
 
 @rollout_gradients.register_fake
-def _fake_gradients(grad: Tensor, *others: Any) -> list[Tensor]:
-    check_devices(grad, *others[:6])
+def _fake_gradients(
+    grad: Tensor, state: Tensor, parameters: list[Tensor], counter: Tensor, *_: Any
+) -> list[Tensor]:
+    check_devices(grad, state, *parameters, counter)
     return [
-        torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in others[:5]
+        torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for tensor in (state, *parameters)
     ]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.update_rate, ctx.random, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
+    state, parameters, counter, *ctx.settings = inputs
+    ctx.save_for_backward(state, counter, *parameters)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grads = rollout_gradients(grad, *ctx.saved_tensors, ctx.update_rate, ctx.random, ctx.backend)
-    return *grads, None, None, None, None
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    state, counter, *parameters = ctx.saved_tensors
+    found = rollout_gradients(grad, state, parameters, counter, *ctx.settings)
+    return found[0], found[1:], *(None,) * 5
 
 
 def _refuse(ctx: Any, *grads: Any) -> Any:
@@ -145,45 +156,58 @@ rollout_gradients.register_autograd(_refuse)
 class _ReferenceRollout(nn.Module):
     """A rollout of the reference; its parameters are given to every call."""
 
-    def __init__(self, channels: int, hidden: int) -> None:
+    def __init__(self, channels: int, rule: Rule) -> None:
         super().__init__()
         with torch.device("meta"):
-            self.model = reference.NeuralCA(channels, hidden)
-        self.model.perception = reference.PerceptionModule(channels)
+            self.model = reference.NeuralCA(channels, rule=rule)
+        self.model.perception = reference.PerceptionModule(channels, rule)
 
     def forward(self, state: Tensor, updates: Updates) -> Tensor:
-        return self.model.train(updates.seed is not None).run_steps(
-            state,
-            updates.steps,
-            updates.update_rate,
-            seed=updates.seed,
-            first_step=updates.first_step,
+        steps, _, seed, first_step, update_rate, _ = updates
+        number = None if seed is None else int(seed)
+        return self.model.train(seed is not None).run_steps(
+            state, steps, update_rate, seed=number, first_step=first_step
         )
 
 
-def _updates(counter: Tensor, update_rate: float, random: bool) -> Updates:
-    """Read which cells update out of a counter.
+@lru_cache(maxsize=64)
+def _rule(text: str) -> Rule:
+    return Rule.from_dict(json.loads(text))
+
+
+def _call(
+    state: Tensor,
+    parameters: list[Tensor],
+    counter: Tensor,
+    update_rate: float,
+    random: bool,
+    rule: str,
+) -> RolloutCall:
+    """Read a call out of an operator's arguments.
 
     Raises:
-        ValueError: it is no counter.
+        ValueError: the counter is none.
     """
     if counter.shape != (3,) or counter.dtype != torch.int64:
         raise ValueError(f"counter must be [3] int64, got {list(counter.shape)} {counter.dtype}")
     seed, first_step, steps = counter.tolist()
-    return Updates(max(steps, 0), None, seed if random else None, first_step, update_rate)
+    updates = Updates(max(steps, 0), None, seed if random else None, first_step, update_rate)
+    return RolloutCall(state, tuple(parameters), _rule(rule), updates)
 
 
-def _advance(backend: str, state: Tensor, parameters: Parameters, updates: Updates) -> Tensor:
+def _advance(backend: str, call: RolloutCall) -> Tensor:
     """Advance a state with a backend."""
-    if backend == "cpp":
-        return cpp_rollout(state, parameters, updates)
-    return active_rollout(state, parameters, updates.masks(state))
+    chosen = BACKENDS[backend]
+    assert isinstance(chosen, ExactBackend)
+    return chosen.compute(call)
 
 
-def _advance_by_reference(state: Tensor, parameters: Parameters, updates: Updates) -> Tensor:
+def _advance_by_reference(call: RolloutCall) -> Tensor:
     """Advance a state with the reference operators."""
-    model = _ReferenceRollout(state.shape[1], parameters[1].shape[0])
-    model.model.perception.to(state.device, state.dtype)
-    given = {f"model.{name}": value for name, value in zip(PARAMETERS, parameters, strict=True)}
-    result: Tensor = functional_call(model, given, (state, updates))
+    state = call.state
+    rollout = _ReferenceRollout(state.shape[1], call.rule)
+    rollout.model.perception.to(state.device, state.dtype)
+    names = parameter_names(call.rule, state.shape[1])
+    given = {f"model.{name}": value for name, value in zip(names, call.parameters, strict=True)}
+    result: Tensor = functional_call(rollout, given, (state, call.updates))
     return result

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastnca import __version__
-from fastnca.backends import BACKENDS, BackendError
+from fastnca.backends import BackendError, backend_names
 from fastnca.commands.config_file import expand_config
 from fastnca.storage import FileFormatError
 from fastnca.training.memory import MemoryLimitError, is_out_of_memory
@@ -200,7 +200,7 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_backend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", choices=BACKENDS, default="auto")
+    parser.add_argument("--backend", choices=backend_names(), default="auto")
 
 
 def _count(text: str) -> int:

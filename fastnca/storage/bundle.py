@@ -22,7 +22,8 @@ from torch import Tensor
 
 from fastnca.storage.atomic import write_atomically
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READABLE = (1, 2)  # the first has no rules
 MAX_JSON_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 20  # of the safetensors file, beyond the tensors themselves
 
@@ -121,10 +122,10 @@ class BundleFormat:
         if not isinstance(header, dict) or header.get("format") != self.kind:
             raise FileFormatError(path, f"not a {self.kind} description")
         version = header.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in _READABLE:
             raise FileFormatError(
                 path,
-                f"format version {version}, this fastnca reads version {FORMAT_VERSION}; "
+                f"format version {version}, this fastnca reads versions 1 to {FORMAT_VERSION}; "
                 "install the fastnca that wrote it",
             )
         if header.get("sha256") != digest_header(header):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from fastnca.recognition import object_reasons, overridden
+from fastnca.recognition import undescribed
 from fastnca.reference import sobel_filters
+from fastnca.rule import TUTORIAL, Rule
 from fastnca.states import ALPHA
 from fastnca.storage.bundle import (
     BundleFormat,
@@ -32,15 +33,9 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _FILE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def model_shapes(channels: int, hidden: int, dtype: torch.dtype) -> Shapes:
+def model_shapes(channels: int, rule: Rule, dtype: torch.dtype) -> Shapes:
     """Return name, shape and dtype of every entry of a model's `state_dict`."""
-    return {
-        "perception.filters": ((3 * channels, 1, 3, 3), dtype),
-        "update_net.0.weight": ((hidden, 3 * channels, 1, 1), dtype),
-        "update_net.0.bias": ((hidden,), dtype),
-        "update_net.2.weight": ((channels, hidden, 1, 1), dtype),
-        "update_net.2.bias": ((channels,), dtype),
-    }
+    return {name: (shape, dtype) for name, shape in rule.shapes(channels).items()}
 
 
 def _expected(header: Header) -> Shapes:
@@ -51,12 +46,22 @@ def _expected(header: Header) -> Shapes:
         raise ValueError(
             f"field 'dtype' must be one of {', '.join(_DTYPES)}, got {header.get('dtype')!r}"
         )
-    return model_shapes(*_sizes(header), _DTYPES[header["dtype"]])
+    return model_shapes(*read_sizes(header), _DTYPES[header["dtype"]])
 
 
-def _sizes(header: Header) -> tuple[int, int]:
-    channels = read_field(header, "num_channels", ALPHA + 1, _MAX_CHANNELS)
-    return channels, read_field(header, "hidden_dim", 1, _MAX_HIDDEN)
+def read_sizes(header: Header) -> tuple[int, Rule]:
+    """Return channels and rule out of a description; one without a rule is the tutorial's.
+
+    Raises:
+        TypeError, ValueError: a field is missing or wrong.
+    """
+    if "rule" in header:
+        rule = Rule.from_dict(header["rule"])
+    else:
+        rule = TUTORIAL.with_hidden(read_field(header, "hidden_dim", 1, _MAX_HIDDEN))
+    channels = read_field(header, "num_channels", 1, _MAX_CHANNELS)
+    rule.check_channels(channels)
+    return channels, rule
 
 
 MODEL_FORMAT = BundleFormat("fastnca-model", "config.json", "model.safetensors", _expected)
@@ -80,21 +85,19 @@ def describe_model(model: "NeuralCA", path: Path = Path("the model")) -> Header:
 
     if not isinstance(model, NeuralCA):
         raise TypeError(f"only a fastnca.NeuralCA can be saved, got a {_name(type(model))}")
-    if reasons := object_reasons(model):
+    if reasons := undescribed(model):
         raise ValueError(
-            f"config.json cannot describe this model: {'; '.join(reasons)}. Save its weights with "
-            "torch.save(model.state_dict(), path)"
+            f"config.json cannot describe this model by its rule: {'; '.join(reasons)}. Save its "
+            "weights alone with torch.save(model.state_dict(), path)"
         )
     weight = model.update_net[0].weight
     header = {
         "fastnca_version": __version__,
         "num_channels": model.num_channels,
-        "hidden_dim": model.hidden_dim,
+        "rule": model.rule.to_dict(),
         "dtype": str(weight.dtype).removeprefix("torch."),
         "metadata": model.metadata,
     }
-    if overridden(model):
-        header["class"] = _name(type(model))
     json.dumps(header, allow_nan=False)
     check_tensors(path, model.state_dict(), _expected(header))
     return header
@@ -111,11 +114,11 @@ def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def check_class(path: Path, header: Header, kind: type) -> None:
+def _check_class(path: Path, header: Header, kind: type) -> None:
     """Refuse a model whose class computes another step than `kind` does.
 
     Raises:
-        FileFormatError: the model was saved from a class that overrides the step.
+        FileFormatError: an earlier fastnca saved the model from a class that overrides the step.
     """
     saved = header.get("class")
     if saved not in (None, _name(kind)):
@@ -135,8 +138,8 @@ def load_model(
         if not (path / MODEL_FORMAT.json_name).is_file():
             raise FileNotFoundError(f"{path}: no {MODEL_FORMAT.json_name} in this directory")
         header, tensors = MODEL_FORMAT.read(path)
-        check_class(path / MODEL_FORMAT.json_name, header, kind)
-        sizes, metadata = _sizes(header), header["metadata"]
+        _check_class(path / MODEL_FORMAT.json_name, header, kind)
+        sizes, metadata = read_sizes(header), header["metadata"]
     elif path.is_file():
         sizes, tensors = _complete(path, read_state_dict(path))
         metadata = {}
@@ -147,24 +150,28 @@ def load_model(
 
 def _build(
     kind: "type[Model]",
-    sizes: tuple[int, int],
+    sizes: tuple[int, Rule],
     tensors: dict[str, Tensor],
     metadata: dict[str, Any],
-    options: dict[str, str],
+    options: dict[str, Any],
 ) -> "Model":
     """Make a model around `tensors`, without drawing the random numbers of an initialisation."""
+    channels, rule = sizes
     with torch.device("meta"):
-        model = kind(*sizes, **options)  # type: ignore[arg-type]
+        if rule == TUTORIAL.with_hidden(rule.hidden[0] if rule.hidden else 1):
+            model = kind(channels, rule.hidden[0], **options)  # a subclass may know no rule
+        else:
+            model = kind(channels, rule=rule, **options)
     model.load_state_dict(tensors, strict=True, assign=True)
     model.metadata = metadata
     return model
 
 
-def _complete(path: Path, tensors: dict[str, Tensor]) -> tuple[tuple[int, int], dict[str, Tensor]]:
+def _complete(path: Path, tensors: dict[str, Tensor]) -> tuple[tuple[int, Rule], dict[str, Tensor]]:
     """Check a state dict, add the constants that some programs leave out, and copy it.
 
     Returns:
-        Channels and hidden width, which the shapes tell; and the tensors of `model_shapes`,
+        Channels and rule, which the shapes tell; and the tensors of `model_shapes`,
         float64 if one of the file is, else float32.
     """
     last = tensors[LAST_WEIGHT]
@@ -188,7 +195,8 @@ def _complete(path: Path, tensors: dict[str, Tensor]) -> tuple[tuple[int, int], 
     tensors = constants | tensors
     dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
     shapes = {}
-    for name, (shape, default) in model_shapes(channels, hidden, torch.float32).items():
+    rule = TUTORIAL.with_hidden(hidden)
+    for name, (shape, default) in model_shapes(channels, rule, torch.float32).items():
         shapes[name] = (shape, dtypes.get(name, default))
         if shapes[name][1] not in _FILE_DTYPES:
             raise FileFormatError(
@@ -207,4 +215,4 @@ def _complete(path: Path, tensors: dict[str, Tensor]) -> tuple[tuple[int, int], 
             "tensor 'perception.filters' must hold identity, Sobel-x / 8 and Sobel-y / 8 for every "
             "channel; other filters are another rule, so train a model with these",
         )
-    return (channels, hidden), tensors
+    return (channels, rule), tensors

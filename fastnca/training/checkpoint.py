@@ -19,7 +19,7 @@ from fastnca.storage.bundle import (
     read_limited,
 )
 from fastnca.storage.checkpoints import MANIFEST
-from fastnca.storage.model import MODEL_FORMAT, describe_model, model_shapes
+from fastnca.storage.model import MODEL_FORMAT, describe_model, model_shapes, read_sizes
 from fastnca.storage.tensors import read_rows
 from fastnca.training.config import TrainConfig
 from fastnca.training.processes import cut
@@ -60,9 +60,8 @@ def describe(trainer: "PoolTrainer") -> Header:
         TypeError, ValueError: a checkpoint cannot describe the model.
     """
     return {
-        "class": describe_model(trainer.model).get("class"),
-        "num_channels": trainer.model.num_channels,
-        "hidden_dim": trainer.model.hidden_dim,
+        "num_channels": describe_model(trainer.model)["num_channels"],
+        "rule": trainer.model.rule.to_dict(),
         "dtype": str(trainer.target.dtype).removeprefix("torch."),
         "size": trainer.target.shape[-1],
         "target_sha256": _digest(trainer.target),
@@ -144,7 +143,17 @@ def check_same(trainer: "PoolTrainer", path: Path, header: Header) -> None:
     Raises:
         ValueError: a fact or an option differs; the message names it.
     """
-    for name, value in describe(trainer).items():
+    found = describe(trainer)
+    try:
+        saved_rule = read_sizes(header)[1].to_dict()
+    except (TypeError, ValueError) as error:
+        raise FileFormatError(path / MANIFEST, str(error)) from error
+    for name, value in found.pop("rule").items():
+        if saved_rule[name] != value:
+            raise ValueError(
+                f"{path}: the saved run has {name} {saved_rule[name]}, this one {value}"
+            )
+    for name, value in found.items():
         if header.get(name) == value:
             continue
         if name == "target_sha256":
@@ -205,8 +214,7 @@ def restore(trainer: "PoolTrainer", path: Path, header: Header) -> bool:
 
 def _train_shapes(header: Header) -> Shapes:
     """Compute the shapes of everything in `train.safetensors`."""
-    channels = read_field(header, "num_channels", 4, 1024)
-    hidden = read_field(header, "hidden_dim", 1, 8192)
+    channels, rule = read_sizes(header)
     dtype = _DTYPES[header["dtype"]]
     done = read_field(header, "iteration", 0, _MAX_COUNT)
     for name in ("skipped", "skipped_in_a_row"):
@@ -214,9 +222,9 @@ def _train_shapes(header: Header) -> Shapes:
     read_field(header, "reseeded", 0, _MAX_COUNT)
     if not isinstance(header["run_id"], str):
         raise ValueError("field 'run_id' must be text")
-    model = model_shapes(channels, hidden, dtype)
+    model = model_shapes(channels, rule, dtype)
     shapes = {f"good.{name}": entry for name, entry in model.items()}
-    every = list(model)[1:]  # all but the filters
+    every = list(model)[0 if rule.learn_filters else 1 :]
     optimized = header.get("optimized", every)
     if not isinstance(optimized, list) or not set(optimized) <= set(every):
         raise ValueError("field 'optimized' must list parameters")

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnca.backends.choose import choose_backend, operand_precision
+from fastnca.backends.choose import choose_backend
+from fastnca.backends.triton_fused import operand_precision
 from fastnca.backends.triton_fused.capture import Launches, Record, graphs_wanted, record_cuda
 from fastnca.module import NeuralCA
 from fastnca.training.draw import Draw

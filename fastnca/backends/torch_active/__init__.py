@@ -15,6 +15,28 @@ What is kept for the backward pass: of each step, which cells it overwrote and t
 and one flag per cell that says whether it was alive afterwards. Everything else is recomputed.
 """
 
+from torch import Tensor
+
+from fastnca.backends.base import ExactBackend, RolloutCall, exact_reasons
 from fastnca.backends.torch_active.rollout import active_rollout
 
-__all__ = ["active_rollout"]
+__all__ = ["TorchActive", "active_rollout"]
+
+
+class TorchActive(ExactBackend):
+    """The `torch` backend."""
+
+    name = "torch"
+    devices = frozenset(("cpu", "mps", "xpu"))
+    least_cells = 2048
+    """Below this many cells a single step costs less with the reference operators than the search
+    for active cells does (`python -m bench.run` measures it)."""
+
+    def refuses(self, call: RolloutCall) -> list[str]:
+        """See `fastnca.backends.base.Backend`."""
+        return exact_reasons(call)
+
+    def compute(self, call: RolloutCall) -> Tensor:
+        """See `fastnca.backends.base.Backend.run`."""
+        updates = call.updates.on_host()
+        return active_rollout(call.state, call.parameters, updates.masks(call.state), call.rule)

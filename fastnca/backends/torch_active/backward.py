@@ -5,68 +5,112 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastnca.backends.torch_active.forward import StepRecord
+from fastnca.backends.torch_active.forward import StepRecord, parts, updated
 from fastnca.backends.torch_active.grid import Grid, indices, put
-from fastnca.backends.torch_active.network import Network, NetworkGrad, stencil
+from fastnca.checks import Parameters
+from fastnca.rule import Rule
 
 
 def run_backward(
     grid: Grid,
-    network: Network,
+    rule: Rule,
+    parameters: Parameters,
     rows: Tensor,
     grad: Tensor,
     records: Sequence[StepRecord],
     weights_wanted: bool,
     state_wanted: bool,
-) -> NetworkGrad:
+) -> tuple[Tensor, ...]:
     """Differentiate a rollout.
 
     With g = ∂L/∂s' of one step, on the cells that were updated and are alive afterwards:
 
         ∂L/∂ŝ = g ⊙ alive,   ∂L/∂s = ∂L/∂ŝ + Σₖ Fₖᵀ ∂L/∂pₖ,
 
-    Fₖ being the perception filters. The transposed filters are gathered by the cells that
-    receive a gradient, in a fixed order, so repetition gives the same bits.
+    Fₖ being the perception filters. Where an update was limited, ∂L/∂ŝ is 0. Channels that are
+    read only are in s, not in ŝ, and no alive test masks their gradient. The transposed filters
+    are gathered by the cells that receive a gradient, in a fixed order, so repetition gives the
+    same bits.
 
     Args:
         grid: the geometry.
-        network: the update network.
+        rule: what a step computes.
+        parameters: what it computes with, as `recognition.parameters_of` orders it.
         rows: `[N, C]`, the state after the last step; turned back into the first state.
         grad: `[N, C]`, gradient of the last state; turned into the gradient of the first state
             if `state_wanted`.
         records: what each step overwrote, first step first.
-        weights_wanted: whether the weight gradients are needed.
+        weights_wanted: whether the gradients of the parameters are needed.
         state_wanted: whether the gradient of the first state is needed.
 
     Returns:
-        The gradients of the network's weights.
+        The gradients of the parameters.
     """
-    filters = stencil(grid, rows.dtype)
-    sums = NetworkGrad(network, weights_wanted)
-    grad_features = rows.new_zeros(grid.cells, 3 * rows.shape[1])
+    filters, network = parts(grid, rule, parameters, rows)
+    sums = network.gradients(weights_wanted)
+    own = rows.shape[1] - rule.inputs
+    features = rows.shape[1] * len(rule.filters)
+    guarded = rows.new_zeros(grid.cells + 2 * filters.guard, features)
+    grad_features = guarded[filters.guard : filters.guard + grid.cells]
     sent = grid.plane()
     reached = torch.empty_like(sent.flags)
-    if records:
-        grad *= records[-1].alive[:, None]
+    if records and rule.alive != "none":
+        grad[:, :own] *= records[-1].alive[:, None]
     for step in reversed(range(len(records))):
         record = records[step]
         record.undo(rows)
-        live = record.cells[record.alive.index_select(0, record.cells)]
+        grid.fill_margin(rows)
+        live = record.cells
+        if rule.alive != "none":
+            live = live[record.alive.index_select(0, live)]
         if live.shape[0]:
-            grad_live = sums.add(filters.perceive(rows, live), grad.index_select(0, live))
+            perceived = filters.perceive(rows, live)
+            grad_own = grad.index_select(0, live)[:, :own]
+            if rule.clamp is not None:
+                new = updated(rule, rows.index_select(0, live), network.delta(perceived))[:, :own]
+                grad_own = grad_own * ((new >= rule.clamp[0]) & (new <= rule.clamp[1]))
+                grad_live = grad.index_select(0, live)
+                grad_live[:, :own] = grad_own
+                put(grad, live, grad_live)
+            if rule.step_size != 1.0:
+                grad_own = grad_own * rule.step_size
+            grad_live = sums.add(perceived, grad_own.contiguous())
+            if weights_wanted:
+                filters.add_grad(rows, live, grad_live)
         first = step == 0
         if first and not state_wanted:
             break
         before = grid.interior if first else records[step - 1].alive
         if live.shape[0]:
             sent.flags.index_fill_(0, live, True)
-            receivers = indices(sent.dilate(reached).bitwise_and_(before))
+            receivers = indices(_receivers(grid, rule, sent.spread(reached), before))
             sent.flags.index_fill_(0, live, False)
             put(grad_features, live, grad_live)
-            received = filters.perceive_grad(grad_features, receivers)
+            received = filters.perceive_grad(guarded, receivers)
             received += grad.index_select(0, receivers)
             put(grad, receivers, received)
             put(grad_features, live, None)
-        if not first:
+            grid.fold_margin(grad)
+        if first or rule.alive == "none":
+            continue
+        if rule.inputs or grid.padding != "zeros":
+            grad[:, :own] *= before[:, None]
+        else:
             put(grad, indices(record.alive > before), None)
-    return sums
+    learned = filters.grad()
+    found = sums.to_parameters()
+    return found if learned is None else (learned, *found)
+
+
+def _receivers(grid: Grid, rule: Rule, reached: Tensor, before: Tensor) -> Tensor:
+    """Return which rows take a gradient, `[N]` bool.
+
+    Args:
+        grid: the geometry.
+        rule: what a step computes.
+        reached: `[N]` bool, rows that a sender perceives, those of the margin included.
+        before: `[N]` bool, cells that are alive before the step.
+    """
+    if grid.padding != "zeros":  # the margin's gradient is folded back
+        return reached
+    return reached.bitwise_and_(grid.interior if rule.inputs else before)

@@ -1,8 +1,9 @@
 """Padded grids: states as rows of channels, and planes of flags that can be dilated.
 
-A grid of `[B, H, W]` cells is stored with a margin of one zero cell on every side and then
-flattened: cell (b, y, x) is row `(b*(H+2) + y+1)*(W+2) + x+1`. The eight neighbours of a cell are
-then rows at fixed distances, and none of them needs a border test.
+A grid of `[B, H, W]` cells is stored with a margin of one cell on every side and then flattened:
+cell (b, y, x) is row `(b*(H+2) + y+1)*(W+2) + x+1`. The eight neighbours of a cell are then rows at
+fixed distances, and none of them needs a border test. The margin is zero, or a copy of the cells
+that `padding` puts there.
 """
 
 from dataclasses import dataclass
@@ -22,12 +23,14 @@ class Grid:
         height: cells H of a column.
         width: cells W of a row.
         device: where rows and planes live.
+        padding: what the margin holds, "zeros", "circular", "reflect" or "replicate".
     """
 
     batch: int
     height: int
     width: int
     device: torch.device
+    padding: str = "zeros"
 
     @property
     def pitch(self) -> int:
@@ -41,8 +44,42 @@ class Grid:
 
     def inside(self, rows: Tensor) -> Tensor:
         """View the cells of `rows` `[N, ...]` without their margin: `[B, H, W, ...]`."""
-        padded = rows.view(self.batch, self.height + 2, self.pitch, *rows.shape[1:])
-        return padded[:, 1:-1, 1:-1]
+        return self._padded(rows)[:, 1:-1, 1:-1]
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        """View `rows` `[N, ...]` as `[B, H+2, W+2, ...]`."""
+        return rows.view(self.batch, self.height + 2, self.pitch, *rows.shape[1:])
+
+    def _sources(self, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return for both margin lines of an axis their index and that of the line they copy."""
+        first, last = {
+            "circular": (size, 1),
+            "reflect": (2, size - 1),
+            "replicate": (1, size),
+        }[self.padding]
+        return (0, first), (size + 1, last)
+
+    def fill_margin(self, rows: Tensor) -> None:
+        """Copy into the margin of `rows` `[N, ...]` what `padding` puts there."""
+        if self.padding == "zeros":
+            return
+        padded = self._padded(rows)
+        for margin, source in self._sources(self.height):
+            padded[:, margin] = padded[:, source]
+        for margin, source in self._sources(self.width):
+            padded[:, :, margin] = padded[:, :, source]
+
+    def fold_margin(self, rows: Tensor) -> None:
+        """Add the margin of `rows` `[N, ...]` to what it copies, and clear it: the transpose."""
+        if self.padding == "zeros":
+            return
+        padded = self._padded(rows)
+        for margin, source in self._sources(self.width):
+            padded[:, :, source] += padded[:, :, margin]
+            padded[:, :, margin] = 0
+        for margin, source in self._sources(self.height):
+            padded[:, source] += padded[:, margin]
+            padded[:, margin] = 0
 
     def to_rows(self, state: Tensor) -> Tensor:
         """Copy a state `[B, C, H, W]` into padded rows `[N, C]`."""
@@ -69,7 +106,7 @@ class Grid:
 def put(rows: Tensor, cells: Tensor, values: Tensor | None) -> None:
     """Write `values` `[n, C]`, or zeros for None, into the rows `cells` `[n]` of `rows` `[N, C]`.
 
-    All are contiguous. On a CPU numpy moves a row as one element, twice as fast as `index_copy_`.
+    `rows` is contiguous. On a CPU numpy moves a row as one element, twice as fast as `index_copy_`.
     """
     if rows.device.type != "cpu":
         if values is None:
@@ -81,7 +118,9 @@ def put(rows: Tensor, cells: Tensor, values: Tensor | None) -> None:
     if values is None:
         np.put(rows.numpy().view(whole_row), cells.numpy(), np.zeros(1, whole_row))
     elif cells.shape[0]:
-        np.put(rows.numpy().view(whole_row), cells.numpy(), values.numpy().view(whole_row))
+        np.put(
+            rows.numpy().view(whole_row), cells.numpy(), values.contiguous().numpy().view(whole_row)
+        )
 
 
 def indices(flags: Tensor) -> Tensor:
@@ -103,6 +142,7 @@ class Plane:
 
     def __init__(self, grid: Grid) -> None:
         self._pitch = grid.pitch
+        self._torus = grid if grid.padding == "circular" else None
         guard = grid.pitch + 1
         self._guarded = torch.zeros(grid.cells + 2 * guard, dtype=torch.bool, device=grid.device)
         self.flags = self._guarded[guard:-guard]
@@ -111,8 +151,15 @@ class Plane:
         """Write into `out` `[N]` whether a flag of the 3x3 neighbourhood is set; return it.
 
         A row of the margin may come out True; the two margin cells between the ends of adjacent
-        lines keep that from reaching a cell of the grid, also when `out` is dilated once more.
+        lines keep that from reaching a cell of the grid, also when `out` is dilated once more. On a
+        torus the margin is copied from the cells beforehand.
         """
+        if self._torus is not None:
+            self._torus.fill_margin(self.flags)
+        return self.spread(out)
+
+    def spread(self, out: Tensor) -> Tensor:
+        """Do what `dilate` does, without regard to what the margin is a copy of."""
         guarded, pitch = self._guarded, self._pitch
         lines = guarded[:-2] | guarded[1:-1]
         lines |= guarded[2:]

@@ -1,114 +1,71 @@
-"""Perception and the MLP on a list of cells, and their transposes.
+"""The update network on a list of cells, and its gradients.
 
-Rows are `[N, C]` with the margin of `grid.py`; perceived features are k-major, `[n, 3*C]`:
-all channels through the identity, then through Sobel-x, then through Sobel-y.
+Perceived features are k-major, `[n, K*C]`, as in `stencil.py`. `Network` is one hidden layer with
+ReLU, by hand; `AnyNetwork` is what else a rule may say, by torch's own derivatives.
 """
 
-from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from collections.abc import Callable
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnca.backends.torch_active.grid import Grid
+from fastnca.checks import Parameters
+from fastnca.rule import Rule
 
-_SOBEL_X = {(-1, -1): -1, (-1, 1): 1, (0, -1): -2, (0, 1): 2, (1, -1): -1, (1, 1): 1}
-_SOBEL_Y = {(dy, dx): weight for (dx, dy), weight in _SOBEL_X.items()}
-_FILTERS = ({(0, 0): 8}, _SOBEL_X, _SOBEL_Y)  # in eighths
-_TAPS = sum(len(taps) for taps in _FILTERS)
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "elu": F.elu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
 
 
-class Stencil:
-    """The three perception filters of a grid, as weighted sums over rows.
+def k_major(weight: Tensor, filters: int) -> Tensor:
+    """Reorder the columns of a first layer: `[hidden, K*C, 1, 1]` to a matrix `[hidden, K*C]`.
 
-    A sum over a list of rows with weights is what `embedding_bag` computes, and on a CPU it is
-    one pass over memory.
+    The module's input channel `K*c + k` is filter k of channel c.
+    """
+    hidden = weight.shape[0]
+    return weight.reshape(hidden, -1, filters).transpose(1, 2).reshape(hidden, -1)
+
+
+def channel_major(weight: Tensor, filters: int) -> Tensor:
+    """Do the reverse of `k_major`: `[hidden, K*C]` to `[hidden, K*C, 1, 1]`."""
+    hidden = weight.shape[0]
+    return weight.view(hidden, filters, -1).transpose(1, 2).reshape(hidden, -1, 1, 1)
+
+
+def make_network(rule: Rule, parameters: Parameters) -> "Network | AnyNetwork":
+    """Return the network of a rule.
 
     Args:
-        grid: the geometry.
-        dtype: floating-point type of the rows.
+        rule: which layers there are.
+        parameters: weight and bias of each, `[after, before, 1, 1]` and `[after]`.
     """
-
-    def __init__(self, grid: Grid, dtype: torch.dtype) -> None:
-        taps = [
-            (dy * grid.pitch + dx, weight / 8, k)
-            for k, filter_taps in enumerate(_FILTERS)
-            for (dy, dx), weight in filter_taps.items()
-        ]
-        # int32 indices: half the traffic of int64
-        index = partial(torch.tensor, device=grid.device, dtype=torch.int32)
-        self._distances = index([tap[0] for tap in taps])
-        # Plane k of row r is row 3*r + k of the features.
-        self._planes = index([3 * tap[0] + tap[2] for tap in taps])
-        weights = torch.tensor([tap[1] for tap in taps], device=grid.device, dtype=dtype)
-        # Sobel is odd: its transpose, from the receiving row's point of view, is minus itself.
-        sign = torch.tensor([1 if tap[2] == 0 else -1 for tap in taps], device=grid.device)
-        sizes = [len(filter_taps) for filter_taps in _FILTERS]
-        starts = index([0, sizes[0], sizes[0] + sizes[1]])
-        lists = torch.arange(grid.cells, device=grid.device, dtype=torch.int32)[:, None]
-        self._bags = (lists * _TAPS + starts).view(-1)
-        self._weights = weights.repeat(grid.cells)
-        self._transposed = (weights * sign).expand(grid.cells, _TAPS).contiguous()
-
-    def perceive(self, rows: Tensor, cells: Tensor) -> Tensor:
-        """Perceive the neighbourhood of `cells` `[n]` in `rows` `[N, C]`: `[n, 3*C]`."""
-        count = cells.shape[0]
-        features = F.embedding_bag(
-            (cells.int()[:, None] + self._distances).view(-1),
-            rows,
-            self._bags[: 3 * count],
-            mode="sum",
-            per_sample_weights=self._weights[: _TAPS * count],
-        )
-        return features.view(count, -1)
-
-    def perceive_grad(self, grad_features: Tensor, cells: Tensor) -> Tensor:
-        """Sum what `cells` `[m]` sent to all perceived features.
-
-        Args:
-            grad_features: `[N, 3*C]`, the gradient of every row's perceived features.
-            cells: `[m]`, rows whose gradient is wanted.
-
-        Returns:
-            `[m, C]`.
-        """
-        return F.embedding_bag(
-            (3 * cells.int())[:, None] + self._planes,
-            grad_features.view(-1, grad_features.shape[1] // 3),
-            mode="sum",
-            per_sample_weights=self._transposed[: cells.shape[0]],
-        )
+    if len(rule.hidden) == 1 and rule.activation == "relu":
+        return Network(rule, parameters)
+    return AnyNetwork(rule, parameters)
 
 
-@lru_cache(maxsize=4)
-def stencil(grid: Grid, dtype: torch.dtype) -> Stencil:
-    """Return the stencil of a grid, kept for the next call: step-by-step use asks every step."""
-    return Stencil(grid, dtype)
-
-
-@dataclass(frozen=True)
 class Network:
-    """The weights of the update MLP as matrices over k-major features.
+    """One hidden layer with ReLU.
 
-    Attributes:
-        weight1: `[hidden, 3*C]`.
-        bias1: `[hidden]`.
-        weight2: `[C, hidden]`.
-        bias2: `[C]`.
+    Args:
+        rule: the number of filters.
+        parameters: `[hidden, K*C, 1, 1]`, `[hidden]`, `[C, hidden, 1, 1]` and perhaps `[C]`.
     """
 
-    weight1: Tensor
-    bias1: Tensor
-    weight2: Tensor
-    bias2: Tensor
-
-    @staticmethod
-    def from_convolutions(w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> "Network":
-        """Take the module's 1x1 convolutions, whose input channel `3*c + k` is filter k of c."""
-        hidden, channels = w1.shape[0], w2.shape[0]
-        k_major = w1.reshape(hidden, channels, 3).transpose(1, 2).reshape(hidden, 3 * channels)
-        return Network(k_major, b1, w2.reshape(channels, hidden), b2)
+    def __init__(self, rule: Rule, parameters: Parameters) -> None:
+        weight1, self.bias1, weight2 = parameters[:3]
+        self.filters = len(rule.filters)
+        self.weight1 = k_major(weight1, self.filters)
+        self.weight2 = weight2.flatten(1)
+        self.bias2 = parameters[3] if len(parameters) == 4 else None
 
     @cached_property
     def _weight1_t(self) -> Tensor:
@@ -135,13 +92,20 @@ class Network:
         return held[:cells]
 
     def hidden(self, features: Tensor) -> Tensor:
-        """Compute relu(W₁ p + b₁): `[n, 3*C]` to `[n, hidden]`, valid until the next call."""
+        """Compute relu(W₁ p + b₁): `[n, K*C]` to `[n, hidden]`, valid until the next call."""
         out = self.buffer("hidden", features.shape[0])
         return torch.addmm(self.bias1, features, self._weight1_t, out=out).relu_()
 
     def delta(self, features: Tensor) -> Tensor:
-        """Compute W₂ relu(W₁ p + b₁) + b₂: `[n, 3*C]` to `[n, C]`."""
-        return torch.addmm(self.bias2, self.hidden(features), self._weight2_t)
+        """Compute W₂ relu(W₁ p + b₁) + b₂: `[n, K*C]` to `[n, C]`."""
+        hidden = self.hidden(features)
+        if self.bias2 is None:
+            return hidden @ self._weight2_t
+        return torch.addmm(self.bias2, hidden, self._weight2_t)
+
+    def gradients(self, wanted: bool) -> "NetworkGrad":
+        """Return sums of the gradients of the weights; `wanted` says whether they are needed."""
+        return NetworkGrad(self, wanted)
 
 
 class NetworkGrad:
@@ -158,17 +122,17 @@ class NetworkGrad:
         self.weight1 = torch.zeros_like(network.weight1)
         self.bias1 = torch.zeros_like(network.bias1)
         self.weight2 = torch.zeros_like(network.weight2)
-        self.bias2 = torch.zeros_like(network.bias2)
+        self.bias2 = None if network.bias2 is None else torch.zeros_like(network.bias2)
 
     def add(self, features: Tensor, grad_delta: Tensor) -> Tensor:
         """Add one list of cells.
 
         Args:
-            features: `[n, 3*C]`, what the cells perceived.
+            features: `[n, K*C]`, what the cells perceived.
             grad_delta: `[n, C]`, the gradient of their update.
 
         Returns:
-            `[n, 3*C]`, the gradient of the features.
+            `[n, K*C]`, the gradient of the features.
         """
         network = self._network
         hidden = network.hidden(features)
@@ -177,18 +141,77 @@ class NetworkGrad:
         torch.ops.aten.threshold_backward.grad_input(grad_hidden, hidden, 0, grad_input=grad_hidden)
         if self._wanted:
             self.weight2.addmm_(grad_delta.t(), hidden)
-            self.bias2 += grad_delta.sum(0)
+            if self.bias2 is not None:
+                self.bias2 += grad_delta.sum(0)
             self.weight1.addmm_(grad_hidden.t(), features)
             self.bias1 += grad_hidden.sum(0)
         return grad_hidden @ network.weight1
 
-    def to_convolutions(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the sums in the shapes and the order of `Network.from_convolutions`."""
-        channels, hidden = self.weight2.shape
-        w1 = self.weight1.view(hidden, 3, channels).transpose(1, 2)
-        return (
-            w1.reshape(hidden, 3 * channels, 1, 1),
-            self.bias1,
-            self.weight2.view(channels, hidden, 1, 1),
-            self.bias2,
-        )
+    def to_parameters(self) -> tuple[Tensor, ...]:
+        """Return the sums in the shapes and the order of the parameters."""
+        w1 = channel_major(self.weight1, self._network.filters)
+        w2 = self.weight2[:, :, None, None]
+        return (w1, self.bias1, w2) if self.bias2 is None else (w1, self.bias1, w2, self.bias2)
+
+
+class AnyNetwork:
+    """Any number of layers, any activation.
+
+    Args:
+        rule: layers and activation.
+        parameters: weight and bias of each layer, `[after, before, 1, 1]` and `[after]`; the last
+            layer may have no bias.
+    """
+
+    def __init__(self, rule: Rule, parameters: Parameters) -> None:
+        self.filters = len(rule.filters)
+        self._layers = len(rule.hidden) + 1
+        self._activation = _ACTIVATIONS[rule.activation]
+        first, *others = parameters
+        matrices = [each.flatten(1) if each.dim() == 4 else each for each in others]
+        self.weights = (k_major(first, self.filters), *matrices)
+
+    def delta(self, features: Tensor) -> Tensor:
+        """Compute the update, `[n, K*C]` to `[n, C]`."""
+        return self.apply(self.weights, features)
+
+    def apply(self, weights: tuple[Tensor, ...], features: Tensor) -> Tensor:
+        """Compute the update with other weights."""
+        values = features
+        for layer in range(self._layers):
+            bias = weights[2 * layer + 1] if 2 * layer + 1 < len(weights) else None
+            values = F.linear(values, weights[2 * layer], bias)
+            if layer < self._layers - 1:
+                values = self._activation(values)
+        return values
+
+    def gradients(self, wanted: bool) -> "AnyNetworkGrad":
+        """Return sums of the gradients of the weights; `wanted` says whether they are needed."""
+        return AnyNetworkGrad(self, wanted)
+
+
+class AnyNetworkGrad:
+    """Running sums of the gradients of a network's weights; see `NetworkGrad`."""
+
+    def __init__(self, network: AnyNetwork, wanted: bool) -> None:
+        self._network = network
+        self._wanted = wanted
+        self._sums = [torch.zeros_like(weight) for weight in network.weights]
+
+    def add(self, features: Tensor, grad_delta: Tensor) -> Tensor:
+        """Add one list of cells; see `NetworkGrad.add`."""
+        weights = [each.detach().requires_grad_(self._wanted) for each in self._network.weights]
+        features = features.detach().requires_grad_()
+        with torch.enable_grad():
+            delta = self._network.apply(tuple(weights), features)
+        inputs = [features, *weights] if self._wanted else [features]
+        grad_features, *grads = torch.autograd.grad(delta, inputs, grad_delta)
+        for total, grad in zip(self._sums, grads, strict=False):
+            total += grad
+        return grad_features
+
+    def to_parameters(self) -> tuple[Tensor, ...]:
+        """Return the sums in the shapes and the order of the parameters."""
+        first, *others = self._sums
+        matrices = [each[:, :, None, None] if each.dim() == 2 else each for each in others]
+        return channel_major(first, self._network.filters), *matrices

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 import numpy
 import torch
 
+from fastnca.rule import TUTORIAL, Rule
+
 PRECISIONS = ("fp16", "bf16", "ieee")
 MIN_CHANNELS, MAX_CHANNELS = 4, 32
 MIN_HIDDEN, MAX_HIDDEN = 16, 256
@@ -18,6 +20,9 @@ MAX_WIDTH = 1 << 20
 
 MAX_TILES = 1 << 30
 """Tiles, of eight columns and at least four rows, are numbered in 32 bits."""
+
+
+_AUTOCAST = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 @cache
@@ -51,6 +56,28 @@ def fused_reasons(
     if not isinstance(device, torch.device):
         device = torch.device(device)
     return list(_reasons(device, dtype, channels, hidden, precision, interpreted()))
+
+
+def rule_reasons(rule: Rule) -> list[str]:
+    """Name the fields of a rule in which the kernels compute the tutorial's rule only."""
+    reasons = [
+        f"{name}={getattr(rule, name)!r}: the fused kernels compute "
+        f"{name}={getattr(TUTORIAL, name)!r}"
+        for name in rule.changed
+        if name != "hidden"
+    ]
+    if len(rule.hidden) != 1:
+        reasons.append(f"hidden={rule.hidden}: the fused kernels compute one hidden layer")
+    return reasons
+
+
+def operand_precision(precision: str, device_type: str) -> str:
+    """Resolve "auto": what autocast asks for, else fp16 where torch itself allows TF32."""
+    if precision != "auto":
+        return precision
+    if torch.is_autocast_enabled(device_type):
+        return _AUTOCAST.get(torch.get_autocast_dtype(device_type), "ieee")
+    return "fp16" if torch.backends.cudnn.allow_tf32 else "ieee"
 
 
 @lru_cache(maxsize=256)
@@ -170,3 +197,8 @@ def _device_reasons(device: torch.device, interpreted: bool) -> tuple[str, ...]:
             f"{found[0]}.{found[1]}.",
         )
     return ()
+
+
+# torch.compile takes the machine as it finds it while it traces. This is
+# torch.compiler.assume_constant_result, which would import the whole compiler here.
+vars(fused_reasons)["_dynamo_marked_constant"] = True

@@ -1,0 +1,54 @@
+"""Whether a model's fixed filters are those of its rule: compared in every call, cheaply."""
+
+from functools import lru_cache
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from fastnca.reference import make_filters
+from fastnca.rule import Rule
+
+
+def has_filters(filters: Tensor, channels: int, rule: Rule) -> bool:
+    """Tell whether `filters` are the fixed ones of a rule, `[K*C, 1, 3, 3]`."""
+    if torch.compiler.is_compiling():
+        return _equals_filters(filters, channels, rule)
+    if not _waits(filters) or filters.is_inference():
+        return _equals_filters(filters, channels, rule)
+    written = (filters._version, filters.data_ptr(), channels, rule.filters)
+    known = _compared.get(id(filters))
+    if known is None or known[0]() is not filters or known[1] != written:
+        if len(_compared) >= 64:
+            _compared.clear()
+        equal = _equals_filters(filters, channels, rule)
+        known = _compared[id(filters)] = (ref(filters), written, equal)
+    return known[2]
+
+
+def _waits(filters: Tensor) -> bool:
+    """Tell whether a comparison waits for the device."""
+    return filters.is_cuda
+
+
+def _equals_filters(filters: Tensor, channels: int, rule: Rule) -> bool:
+    if not torch._C._len_torch_dispatch_stack():
+        return torch.equal(filters, _expected(channels, rule, filters.dtype, filters.device))
+    with _disable_current_modes():  # a mode would see the comparison, or make fake filters
+        return torch.equal(filters, _expected(channels, rule, filters.dtype, filters.device))
+
+
+# torch.compile takes a model's fixed filters as it finds them while it traces. This is
+# torch.compiler.assume_constant_result, which would import the whole compiler here.
+vars(_equals_filters)["_dynamo_marked_constant"] = True
+
+_compared: dict[int, tuple["ref[Tensor]", tuple[Any, ...], bool]] = {}
+"""Filters on a GPU, where a comparison waits for the device, by id: compared once per change that
+torch counts; it does not count writes through `.data`."""
+
+
+@lru_cache(maxsize=16)
+def _expected(channels: int, rule: Rule, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return make_filters(channels, rule).to(device, dtype)
