@@ -333,7 +333,7 @@ def test_info(capsys, monkeypatch):
         (["train", "--update-rate", "2"], "in [0, 1]"),
         (["train", "--backend", "triton", "--out", "x"], "backend 'triton' was asked for"),
         (["train", "--target", "."], "must be a picture file or one of circle"),
-        (["train", "--padding", "3"], "circle is drawn without one"),
+        (["train", "--target-padding", "3"], "circle is drawn without one"),
         (["train", "--hidden", "9000", "--size", "8", "--out", "x"], "from 1 to 8192, got 9000"),
         (["train", "--resume", "--out", "x"], "x: no saved run"),
         (["train", "--out", "MODEL/config.json"], "is a file; a run needs a directory"),

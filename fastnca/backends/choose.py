@@ -88,12 +88,14 @@ def choose(model: "NeuralCA", argument: str, call: RolloutCall) -> Backend | Non
     refused: list[tuple[str, list[str]]] = []
     common: list[str] | None = None
     for backend in only or BACKENDS.values():
-        if not only and not _is_suited(backend, call):
+        if not only and state.device.type not in backend.devices:
             continue
         if common is None:
             common = _common_reasons(model, call, seen)
         reasons = common or backend.refuses(call)
         if not reasons:
+            if call.single and state.numel() < backend.least_cells * state.shape[1]:
+                return None  # the reference is faster
             if refused and not compiling:
                 _log_once(logging.INFO, backend.name, refused[0][0], tuple(refused[0][1]))
             return backend
@@ -159,13 +161,6 @@ def _insist(name: str, model: "NeuralCA", call: RolloutCall) -> Backend | None:
         advice = "Use backend='auto', which takes the fastest backend that can run."
         raise BackendError(name, reasons, advice)
     return BACKENDS.get(name)
-
-
-def _is_suited(backend: Backend, call: RolloutCall) -> bool:
-    """Tell whether "auto" takes a backend for a call if it can."""
-    state = call.state
-    few = call.single and state.numel() < backend.least_cells * state.shape[1]
-    return state.device.type in backend.devices and not few
 
 
 def _common_reasons(model: "NeuralCA", call: RolloutCall, seen: list[str]) -> list[str]:

@@ -43,7 +43,10 @@ def read_options(path: Path) -> dict[str, Any]:
     """
     content = read_limited(path, _MAX_BYTES)
     try:
-        return tomllib.loads(content.decode())
+        options = tomllib.loads(content.decode())
+        if isinstance(options.get("padding"), int):  # its name before rules had a padding
+            options["target_padding"] = options.pop("padding")
+        return options
     except (ValueError, RecursionError) as error:  # also of a number with thousands of digits
         raise FileFormatError(path, f"not a TOML file ({error})") from error
 
@@ -90,10 +93,10 @@ def _words(path: Path, action: argparse.Action, name: str, value: Any) -> list[s
         if action.nargs == 0 and not isinstance(action, argparse.BooleanOptionalAction):
             return [flag] if value else []
         return [flag if value else "--no-" + flag.removeprefix("--")]
-    listed = action.nargs == "*"
-    if listed != isinstance(value, list):
-        raise FileFormatError(path, f"{name} must be {'a list' if listed else 'one value'}")
-    values = value if listed else [value]
+    listed = action.nargs in ("*", 2)
+    if isinstance(value, list) and not listed:
+        raise FileFormatError(path, f"{name} must be one value")
+    values = value if isinstance(value, list) else [value]
     for each in values:
         if isinstance(each, bool) or not isinstance(each, int | float | str):
             raise FileFormatError(path, f"{name} must hold numbers or text, got {each!r}")
@@ -108,7 +111,7 @@ def _words(path: Path, action: argparse.Action, name: str, value: Any) -> list[s
 def _takes_text(action: argparse.Action) -> bool:
     """Tell whether the values of an option are text."""
     kind = getattr(action.type, "__name__", "str")
-    return action.choices is not None or kind in ("str", "Path", "_device")
+    return action.choices is not None or kind in ("str", "Path", "_device", "_filter")
 
 
 def _encode(value: Any) -> str:

@@ -1,10 +1,11 @@
-"""`fastnca info`: versions, devices, which backend can run, and the environment variables."""
+"""`fastnca info`: versions, devices and backends; or the rule of a saved model."""
 
 import os
 import platform
 from argparse import Namespace
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -12,13 +13,39 @@ from fastnca import __version__
 from fastnca.backends import ENVIRONMENT_VARIABLE, requested_backend
 from fastnca.backends.cpp.build import DIRECTORY, SWITCH, cpp_library, cpp_reasons
 from fastnca.backends.triton_fused import fused_reasons
+from fastnca.commands.rule import describe_rule
+from fastnca.module import NeuralCA
+from fastnca.recognition import parameters_of
 from fastnca.states import NUM_CHANNELS
 
 _PACKAGES = ("torch", "triton", "numpy", "matplotlib", "pillow", "safetensors", "tqdm")
 
 
-def info(_: Namespace) -> int:
-    """Print what this machine can do."""
+def info(arguments: Namespace) -> int:
+    """Print what this machine can do, or what a model is and who computes it."""
+    return _print_machine() if arguments.model is None else _print_model(arguments.model)
+
+
+def _print_model(path: Path) -> int:
+    """Print the sizes and the rule of a saved model, and its backend on this machine."""
+    model = NeuralCA.load(path)
+    size = model.metadata.get("size", 64)
+    state = torch.zeros(1, model.num_channels, size, size, dtype=model.perception.filters.dtype)
+    weights = sum(parameter.numel() for parameter in parameters_of(model))
+    print(f"{path}: {model.num_channels} channels, {weights:,} weights, {state.dtype}")
+    for name, value in model.metadata.items():
+        print(f"  {name:<16} {value}")
+    print("rule (* is not the tutorial's)")
+    for line in describe_rule(model.rule):
+        print(f"  {line}")
+    print(f"backend, on a CPU and a grid of {size}x{size} cells")
+    for line in str(model.explain(state)).splitlines():
+        print(f"  {line}")
+    return 0
+
+
+def _print_machine() -> int:
+    """Print versions, devices and backends."""
     print(f"fastnca {__version__}, Python {platform.python_version()}, {platform.platform()}")
     for package in _PACKAGES:
         print(f"  {package:<12} {_version(package)}")

@@ -60,8 +60,6 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    from fastnca.commands.info import info
-
     parser = argparse.ArgumentParser(
         prog="fastnca", description="Train Neural Cellular Automata and look at what grows."
     )
@@ -77,12 +75,13 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_regenerate(command("regenerate", "draw its recovery from damage"))
     _add_report(command("report", "measure and show a run as one HTML page"))
     _add_life(command("life", "draw Conway's Game of Life"))
-    command("info", "print versions, devices and backends").set_defaults(run=info)
+    _add_info(command("info", "print versions, devices and backends, or a model's rule"))
     return parser
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     from fastnca.commands.recipe import add_recipe
+    from fastnca.commands.rule import add_rule
     from fastnca.commands.train import train
     from fastnca.targets import TARGETS
 
@@ -90,7 +89,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=train)
     parser.add_argument("--target", default="circle", help=f"{names}, or a picture file")
     parser.add_argument("--size", type=_side, default=64, help="cells per side (64)")
-    parser.add_argument("--padding", type=_count, help="empty cells around a picture (size / 8)")
+    parser.add_argument(
+        "--target-padding", type=_count, metavar="N", help="empty cells around a picture (size / 8)"
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="options as TOML")
     parser.add_argument("--out", type=Path, help="directory of the run (runs/TARGET)")
     parser.add_argument("--force", action="store_true", help="overwrite a run in --out")
@@ -101,8 +102,6 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         const="yes",
         help="continue the run in --out; auto: start one if there is none",
     )
-    parser.add_argument("--channels", type=_positive, default=16, help="state channels (16)")
-    parser.add_argument("--hidden", type=_positive, default=128, help="hidden width (128)")
     parser.add_argument("--device", type=_device, default=_device("auto"), help="cpu, cuda, ...")
     parser.add_argument(
         "--mosaic-interval",
@@ -125,6 +124,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="several processes: how long one waits for another that no longer answers (600)",
     )
     _add_backend(parser)
+    add_rule(parser, _positive)
     add_recipe(parser, _count)
 
 
@@ -179,6 +179,15 @@ def _add_life(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=_side, default=32, help="cells per side (32)")
     parser.add_argument("--steps", type=_count, default=50, help="steps of the run (50)")
     _add_out(parser)
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    from fastnca.commands.info import info
+
+    parser.set_defaults(run=info)
+    parser.add_argument(
+        "model", type=Path, nargs="?", help="directory of a run, or a file with a state dict"
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -39,7 +39,7 @@ from fastnca.training.processes import cut
 _GROWTH = (0, 10, 20, 30, 40, 60, 80, 100)
 _WIDTH = 120  # pixels of a state in a row
 _MAX_COUNT = 2**53
-_NEEDED = {"target": str, "size": int, "padding": int | None, "update_rate": int | float}
+_NEEDED = {"target": str, "size": int, "target_padding": int | None, "update_rate": int | float}
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -51,7 +51,7 @@ def report(arguments: Namespace) -> int:
     if not out.parent.is_dir() or out.is_dir():
         raise ValueError(f"{out}: no file can be written there")
     model = NeuralCA.load(_model_path(run), backend=arguments.backend)
-    target = make_target(options["target"], options["size"], options.get("padding"), "cpu")
+    target = make_target(options["target"], options["size"], options.get("target_padding"), "cpu")
     target = target.to(next(model.parameters()).dtype)
     seed_state = seed_of(model, target.shape[-1])
     print(f"measuring {max(arguments.steps)} steps of {arguments.runs} rollouts ...", flush=True)

@@ -26,7 +26,9 @@ def make_target(name: str, size: int, padding: int | None, device: str) -> Tenso
     """
     if name in TARGETS:
         if padding is not None:
-            raise ValueError(f"--padding is for picture files, and {name} is drawn without one")
+            raise ValueError(
+                f"--target-padding is for picture files, and {name} is drawn without one"
+            )
         return create_target(name, size, device=device)
     if not Path(name).is_file():
         raise ValueError(

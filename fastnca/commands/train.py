@@ -18,6 +18,7 @@ from fastnca.backends.choose import choose_backend
 from fastnca.commands.config_file import write_config
 from fastnca.commands.output import save_figure
 from fastnca.commands.recipe import unreached
+from fastnca.commands.rule import chosen_rule, rule_options
 from fastnca.commands.show import GROW_STEPS, MASK_SEED, regeneration_gif
 from fastnca.commands.summary import describe_quality
 from fastnca.commands.target import make_target
@@ -30,6 +31,7 @@ from fastnca.commands.watch import (
 )
 from fastnca.module import NeuralCA
 from fastnca.pictures import plot_loss, visualize_growth, visualize_regeneration
+from fastnca.rule import Rule
 from fastnca.states import middle_square, rectangle
 from fastnca.storage.atomic import write_atomically
 from fastnca.storage.checkpoints import list_checkpoints
@@ -64,7 +66,9 @@ def train(arguments: Namespace) -> int:
     writer = find_writer() if arguments.tensorboard else None
     processes = Processes.join(torch.device(arguments.device), arguments.timeout)
     config = _config(arguments)
-    target = make_target(arguments.target, arguments.size, arguments.padding, arguments.device)
+    target = make_target(
+        arguments.target, arguments.size, arguments.target_padding, arguments.device
+    )
     out: Path = arguments.out or Path("runs") / Path(arguments.target).stem
     model = _model(arguments, config)
     with processes.together():
@@ -178,7 +182,9 @@ def _config(arguments: Namespace) -> TrainConfig:
 
 def _options(trainer: PoolTrainer, arguments: Namespace) -> str:
     """Return every option of the run, those that its preset chose included, as TOML."""
-    values = {**vars(arguments), **trainer.config.to_dict()}
+    model = trainer.model
+    values = {**vars(arguments), **trainer.config.to_dict(), **rule_options(model.rule)}
+    values |= {"rule": None, "channels": model.num_channels}  # the fields say it all
     if trainer.processes.size > 1:
         values["device"] = torch.device(arguments.device).type  # each process has its own
     return write_config(values)
@@ -201,7 +207,8 @@ def _model(arguments: Namespace, config: TrainConfig) -> NeuralCA:
     """Make the model; the run's seed fixes its first weights too."""
     if config.seed is not None:
         torch.manual_seed(config.seed)
-    model = NeuralCA(arguments.channels, arguments.hidden, backend=arguments.backend)
+    channels, rule = chosen_rule(arguments)
+    model = NeuralCA(channels, rule=rule, backend=arguments.backend)
     describe_model(model)  # refuses what could not be saved, before anything is overwritten
     return model.to(arguments.device)
 
@@ -213,8 +220,9 @@ def _announce(
     backend = choose_backend(model, model.backend, model.precision, trainer.seed_state)
     print(
         f"fastnca {__version__}: {arguments.target} on {size}x{size} cells, {model.num_channels} "
-        f"channels, hidden {model.hidden_dim}, preset {arguments.preset}, "
-        f"{trainer.config.iterations} iterations\nbackend {backend} on {arguments.device} "
+        f"channels, hidden {_widths(model.rule)}, preset {arguments.preset}, "
+        f"{trainer.config.iterations} iterations{_other_rule(model.rule)}\n"
+        f"backend {backend} on {arguments.device} "
         f"({torch.get_num_threads()} threads), writing to {out}\n"
         f"memory: {trainer.memory}",
         flush=True,
@@ -230,6 +238,14 @@ def _announce(
         )
     if resumed is not None:
         print("\n".join([f"continuing from {resumed.path}", *resumed.notes]), flush=True)
+
+
+def _widths(rule: Rule) -> str:
+    return ", ".join(map(str, rule.hidden)) or "none"
+
+
+def _other_rule(rule: Rule) -> str:
+    return "" if rule.changed in ((), ("hidden",)) else f"\n{rule}"
 
 
 def _recent_loss(trainer: PoolTrainer) -> str:
