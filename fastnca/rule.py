@@ -144,10 +144,18 @@ class Rule:
             )
         return replace(self, hidden=(hidden_dim,))
 
-    def shapes(self, num_channels: int) -> dict[str, tuple[int, ...]]:
-        """Return the entries of a model's `state_dict` and their shapes, in their order."""
+    def shapes(
+        self, num_channels: int, hidden: tuple[int, ...] | None = None
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the entries of a model's `state_dict` and their shapes, in their order.
+
+        Args:
+            num_channels: channels of the state.
+            hidden: widths to take in place of the rule's.
+        """
         features = num_channels * len(self.filters)
-        widths = (features, *self.hidden, num_channels - self.inputs)
+        hidden = self.hidden if hidden is None else hidden
+        widths = (features, *hidden, num_channels - self.inputs)
         shapes: dict[str, tuple[int, ...]] = {"perception.filters": (features, 1, 3, 3)}
         for number, (before, after) in enumerate(pairwise(widths)):
             shapes[f"update_net.{2 * number}.weight"] = (after, before, 1, 1)

@@ -16,14 +16,14 @@ MUTANTS = {
     "seed used again every step": ("rollout.cpp", "call.first_step + step,", "call.first_step,"),
     "masks of the first grid for all": ("rollout.cpp", "number * cells + skipped, (", "skipped, ("),
     "filters swapped": (
-        "network.h",
+        "perceive.h",
         "falling - rising + (along + along)",
         "falling + rising + (across + across)",
     ),
     "halo left out": (
         "forward.h",
-        "dilate(grid_, pre_, reach_,",
-        "dilate(grid_, visible_, reach_,",
+        "spread(pre_, reach_,",
+        "spread(visible_, reach_,",
     ),
     "threshold not strict": (
         "forward.h",
@@ -42,12 +42,8 @@ MUTANTS = {
         "put(record.gone, record.gone_cells, record.gone_old);",
         "",
     ),
-    "transposed filters not negated": ("network.h", "add(-right, -(x + x))", "add(-right, x + x)"),
-    "gradient of dead cells kept": (
-        "backward.h",
-        "if (!any || !flags[row]) clear_row",
-        "if (!any) clear_row",
-    ),
+    "transposed filters not negated": ("perceive.h", "sent[3] = -(x + x)", "sent[3] = x + x"),
+    "gradient of dead cells kept": ("backward.h", "!any || !flags[row]", "!any"),
     "rectifier not differentiated": ("vectors.h", "load(gate + place) > Vector", "1 > Vector"),
     "bias gradient lost": (
         "network.h",
@@ -59,8 +55,8 @@ MUTANTS = {
         "add_columns(grad_hidden_.data(), count,",
         "add_columns(grad_hidden_.data(), 0,",
     ),
-    "eighth lost": ("network.h", "filter == 0 ? T(1) : T(0.125)", "filter == 0 ? T(1) : T(0.25)"),
-    "sums of other groups lost": ("rollout.cpp", "sums[0].add(sums[group]);", ""),
+    "eighth lost": ("perceive.h", "T(0.125)", "T(0.25)"),
+    "sums of other groups lost": ("rollout.cpp", "sums[0].add(sums[i]);", ""),
     "an odd cell at the end of a tile lost": ("network.h", "(count + 1) / 2 * 2", "count / 2 * 2"),
 }
 

@@ -1,8 +1,10 @@
 // Steps forward of one grid, on its active cells.
 //
-// Let D be the 3x3 dilation and pre = D(alpha > threshold). A cell outside pre ends the step at
-// zero, but its updated alpha can keep a neighbour in pre alive; so the network is evaluated where
-// mask AND D(pre). Lines far from everything that is not zero are not looked at.
+// Let D be the 3x3 dilation and pre = D(alpha > threshold). Where a cell must be alive before the
+// step, one outside pre ends it at zero. If there is a test after the step too, its updated alpha
+// can still keep a neighbour in pre alive; so the network is evaluated where mask AND D(pre). Lines
+// far from everything that is not zero are not looked at. Without a test before the step, every
+// cell of the mask is evaluated.
 #pragma once
 
 #include <cmath>
@@ -34,46 +36,17 @@ T sum_of_squares(const T *values, int64_t count) {
     return sum;
 }
 
-// The updated values of lists of cells, with the memory that computing them takes.
-template <typename T>
-class Updater {
-  public:
-    explicit Updater(const Weights<T> &weights)
-        : weights_(weights), tile_(weights), delta_(TILE * weights.stride) {}
-
-    // Write the updated rows of `count` cells into `fresh` [count, stride].
-    Status operator()(const Grid &grid, const T *rows, const int32_t *cells, int64_t count,
-                      T *fresh) {
-        const int64_t stride = weights_.stride;
-        for (int64_t start = 0; start < count; start += TILE) {
-            const int64_t size = std::min<int64_t>(TILE, count - start);
-            tile_.delta(rows, grid.pitch(), cells + start, size, delta_.data());
-            for (int64_t i = start; i < start + size; ++i)
-                for (int64_t c = 0; c < stride; ++c)
-                    fresh[i * stride + c] =
-                        rows[cells[i] * stride + c] + delta_[(i - start) * stride + c];
-        }
-        return in_range(sum_of_squares(fresh, count * stride)) ? DONE : OUT_OF_RANGE;
-    }
-
-  private:
-    const Weights<T> &weights_;
-    Tile<T> tile_;
-    Array<T> delta_;
-};
-
 template <typename T>
 class Stepper {
   public:
     // arena: where records go; null if none are wanted.
-    // threads: how many may share a step.
-    Stepper(const Grid &grid, const Weights<T> &weights, T threshold, Arena *arena, int64_t threads)
+    Stepper(const Grid &grid, const Weights<T> &weights, Arena *arena, Team &team)
         : grid_(grid),
           weights_(weights),
-          threshold_(threshold),
+          threshold_(static_cast<T>(weights.rule.threshold)),
           arena_(arena),
-          threads_(threads),
-          updater_(weights),
+          team_(team),
+          tiles_(team.size(), Tile<T>(weights)),
           rows_(grid.rows() * weights.stride),
           visible_(grid),
           occupied_(grid),
@@ -82,7 +55,11 @@ class Stepper {
           near_(grid),
           updated_(grid),
           post_(grid),
-          cells_(grid.height * grid.width) {}
+          cells_(grid.height * grid.width) {
+        for (Plane *plane : {&pre_, &reach_, &post_})  // as they stay where there is no test
+            for (int64_t y = 1; y <= grid.height; ++y)
+                std::fill_n(plane->data() + grid.cell(y, 1), grid.width, uint8_t(1));
+    }
 
     // Take the first state, [C, H, W].
     void enter(const T *state) {
@@ -95,7 +72,7 @@ class Stepper {
             for (int64_t row = grid_.cell(y, 1); row <= grid_.cell(y, grid_.width); ++row) {
                 const T *values = rows_.data() + row * stride;
                 bool any = false;
-                for (int64_t c = 0; c < stride; ++c) any |= values[c] != 0;
+                for (int64_t c = 0; c < weights_.own; ++c) any |= values[c] != 0;
                 occupied_[row] = any;
                 visible_[row] = values[ALPHA] > threshold_;
                 if (any) cover(y);
@@ -106,10 +83,12 @@ class Stepper {
     void leave(T *state, Kept *kept) {
         const int64_t stride = weights_.stride;
         to_state(grid_, weights_.channels, stride, rows_.data(), state);
-        if (!kept || lines_.empty()) return;
-        kept->lines = lines_;
-        const int64_t size = grid_.size(lines_) * stride;
-        std::copy_n(rows_.data() + grid_.cell(lines_.top, 0) * stride, size,
+        if (!kept) return;
+        const bool everywhere = !weights_.rule.tests() || weights_.rule.inputs > 0;
+        const Lines lines = kept->lines = everywhere ? grid_.all() : lines_;
+        if (lines.empty()) return;
+        const int64_t size = grid_.size(lines) * stride;
+        std::copy_n(rows_.data() + grid_.cell(lines.top, 0) * stride, size,
                     arena_->take<T>(size, kept->rows));
     }
 
@@ -117,7 +96,7 @@ class Stepper {
     Status status() const { return status_; }
 
     // The lines in which the next step may update a cell, for which it needs a mask.
-    Lines lines() const { return lines_.widened(2, grid_); }
+    Lines lines() const { return weights_.rule.before ? lines_.widened(2, grid_) : grid_.all(); }
 
     // Advance by one step.
     //
@@ -127,18 +106,19 @@ class Stepper {
         Record record;
         record.lines = lines();
         if (record.lines.empty()) return record;
-        dilate(grid_, visible_, pre_, record.lines.top - 1, record.lines.bottom + 1);
-        dilate(grid_, pre_, reach_, record.lines.top, record.lines.bottom);
-        record.count = list_cells(record.lines, mask);
-        if (arena_) keep_cells(record);
-        update(record.count);
-        settle(record);
+        const bool before = weights_.rule.before, after = weights_.rule.after;
+        if (before) spread(visible_, pre_, record.lines.top - 1, record.lines.bottom + 1);
+        if (before && after) spread(pre_, reach_, record.lines.top, record.lines.bottom);
+        const Plane &reach = before && !after ? pre_ : reach_;
+        record.count = list_cells(reach, record.lines, mask);
+        fill_margins(grid_, weights_.stride, rows_.data());
+        update(record);
+        weights_.rule.tests() ? settle(record) : take_over(record);
         return record;
     }
 
   private:
-    static constexpr int64_t PART = 8 * TILE;  // cells that a thread takes at once
-    static constexpr int64_t MANY_PARTS = 16;  // more are worth threads of their own
+    static constexpr int64_t PART = 4 * TILE;  // cells that a thread takes at once
 
     void forget_lines() { lines_ = {grid_.height + 1, 0}; }
 
@@ -147,12 +127,18 @@ class Stepper {
         lines_.bottom = std::max(lines_.bottom, y);
     }
 
+    // Dilate flags, on a torus also across the border.
+    void spread(Plane &in, Plane &out, int64_t top, int64_t bottom) {
+        if (grid_.padding == CIRCULAR) fill_margins(grid_, 1, in.data());
+        dilate(grid_, in, out, top, bottom);
+    }
+
     // Flag and list the cells whose update is needed.
-    int64_t list_cells(const Lines &lines, const uint8_t *mask) {
+    int64_t list_cells(const Plane &within, const Lines &lines, const uint8_t *mask) {
         int64_t count = 0;
         for (int64_t y = lines.top; y <= lines.bottom; ++y) {
             const int64_t first = grid_.cell(y, 1);
-            const uint8_t *reach = reach_.data() + first;
+            const uint8_t *reach = within.data() + first;
             uint8_t *near = near_.data() + first;
             for (int64_t x = 0; x < grid_.width; ++x) near[x] = reach[x] & (mask ? mask[x] : 1);
             for (int64_t x = 0; x < grid_.width; ++x) {
@@ -164,32 +150,50 @@ class Stepper {
         return count;
     }
 
-    void keep_cells(Record &record) {
-        const int64_t stride = weights_.stride;
-        std::copy_n(cells_.data(), record.count, arena_->take<int32_t>(record.count, record.cells));
-        T *old = arena_->take<T>(record.count * stride, record.old);
-        for (int64_t i = 0; i < record.count; ++i)
-            copy_row(stride, rows_.data() + cells_[i] * stride, old + i * stride);
+    // Compute the updated values of the listed cells, and keep what they replace.
+    void update(Record &record) {
+        const int64_t count = record.count, stride = weights_.stride;
+        if (static_cast<int64_t>(fresh_.size()) < count * stride) fresh_.resize(count * stride);
+        T *old = nullptr;
+        if (arena_) {
+            std::copy_n(cells_.data(), count, arena_->take<int32_t>(count, record.cells));
+            old = arena_->take<T>(count * stride, record.old);
+        }
+        status_ = in_parts(count, [&](int64_t member, int64_t start, int64_t end) {
+            for (int64_t i = start; old && i < end; ++i)
+                copy_row(stride, rows_.data() + cells_[i] * stride, old + i * stride);
+            for (int64_t i = start; i < end; i += TILE)
+                tiles_[member].update(rows_.data(), grid_.pitch(), cells_.data() + i,
+                                      std::min<int64_t>(TILE, end - i), fresh_.data() + i * stride);
+            T *fresh = fresh_.data() + start * stride;
+            if (!in_range(sum_of_squares(fresh, (end - start) * stride))) return OUT_OF_RANGE;
+            if (weights_.rule.clamped) clamp(fresh, end - start);
+            return DONE;
+        });
     }
 
-    // Compute the updated values of the listed cells.
-    void update(int64_t count) {
-        if (static_cast<int64_t>(fresh_.size()) < count * weights_.stride)
-            fresh_.resize(count * weights_.stride);
-        const auto part = [&](Updater<T> &updater, int64_t start) {
-            const int64_t size = std::min(PART, count - start), row = start * weights_.stride;
-            return updater(grid_, rows_.data(), cells_.data() + start, size, fresh_.data() + row);
-        };
-        const int64_t parts = (count + PART - 1) / PART;
-        if (threads_ <= 1 || parts <= MANY_PARTS) {
-            for (int64_t i = 0; i < parts && status_ == DONE; ++i)
-                status_ = part(updater_, i * PART);
-            return;
-        }
-        status_ = share(parts, threads_, [&] {
-            return [&, updater = Updater<T>(weights_)](int64_t i) mutable {
-                return part(updater, i * PART);
-            };
+    // Call work(member, start, end) for parts of `count` cells.
+    template <typename Work>
+    Status in_parts(int64_t count, const Work &work) {
+        return team_.run((count + PART - 1) / PART, [&](int64_t member, int64_t part) {
+            return work(member, part * PART, std::min(count, (part + 1) * PART));
+        });
+    }
+
+    void clamp(T *fresh, int64_t count) const {
+        const T low = static_cast<T>(weights_.rule.low), high = static_cast<T>(weights_.rule.high);
+        for (int64_t i = 0; i < count; ++i, fresh += weights_.stride)
+            for (int64_t c = 0; c < weights_.own; ++c)
+                fresh[c] = std::min(std::max(fresh[c], low), high);
+    }
+
+    // Write all updated values.
+    void take_over(const Record &record) {
+        const int64_t stride = weights_.stride;
+        in_parts(record.count, [&](int64_t, int64_t start, int64_t end) {
+            for (int64_t i = start; i < end; ++i)
+                copy_row(stride, fresh_.data() + i * stride, rows_.data() + cells_[i] * stride);
+            return DONE;
         });
     }
 
@@ -201,7 +205,7 @@ class Stepper {
         std::memcpy(updated_.data() + start, visible_.data() + start, end - start);
         for (int64_t i = 0; i < record.count; ++i)
             updated_[cells_[i]] = fresh_[i * stride + ALPHA] > threshold_;
-        dilate(grid_, updated_, post_, lines.top, lines.bottom);
+        if (weights_.rule.after) spread(updated_, post_, lines.top, lines.bottom);
 
         forget_lines();
         gone_.clear();
@@ -212,7 +216,7 @@ class Stepper {
                 const uint8_t alive = pre_[row] & post_[row];
                 if (near_[row]) {
                     T *values = rows_.data() + row * stride;
-                    alive ? copy_row(stride, fresh, values) : clear_row(stride, values);
+                    alive ? copy_row(stride, fresh, values) : clear_row(weights_.own, values);
                     fresh += stride;
                 } else if (occupied_[row] > alive) {
                     gone_.push_back(static_cast<int32_t>(row));
@@ -224,7 +228,7 @@ class Stepper {
             if (any) cover(y);
         }
         if (arena_) keep_gone(record);
-        for (const int32_t row : gone_) clear_row(stride, rows_.data() + row * stride);
+        for (const int32_t row : gone_) clear_row(weights_.own, rows_.data() + row * stride);
     }
 
     void keep_gone(Record &record) {
@@ -243,8 +247,8 @@ class Stepper {
     const Weights<T> &weights_;
     const T threshold_;
     Arena *arena_;
-    const int64_t threads_;
-    Updater<T> updater_;
+    Team &team_;
+    std::vector<Tile<T>> tiles_;  // one per member of the team
     Array<T> rows_, fresh_;
     // Before the step: alpha above the threshold; rows that may hold something. During it: the
     // cells that may be alive afterwards; those that can matter; those of them that update; alpha

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <new>
 #include <vector>
 
@@ -57,8 +56,8 @@ struct Record {
     Place old;          // [count, stride], their values before the step
     int64_t gone = 0;   // other cells that the step set to zero: they are not alive
     Place gone_cells, gone_old;
-    Lines lines{1, 0};  // where cells may be alive after the step
-    Place alive;        // one flag per row of those lines, margins included
+    Lines lines{1, 0};  // where the step may have changed cells
+    Place alive;        // one flag per row of those lines, margins included, if there is a test
 };
 
 // What the forward pass of one grid leaves.
@@ -67,15 +66,5 @@ struct Kept {
     Lines lines{1, 0};            // those that hold something after the last step
     Place rows;                   // the rows of those lines, margins included
 };
-
-template <typename T>
-void copy_row(int64_t stride, const T *from, T *to) {
-    std::memcpy(to, from, stride * sizeof(T));
-}
-
-template <typename T>
-void clear_row(int64_t stride, T *row) {
-    std::memset(row, 0, stride * sizeof(T));
-}
 
 }  // namespace fastnca

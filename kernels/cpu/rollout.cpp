@@ -1,11 +1,12 @@
 // Rollouts of a batch of grids on several threads: the functions that Python calls.
 //
-// Grids do not depend on each other, so each is one thread's for a whole rollout; threads that are
-// left over help where a step of a grid has much to do. Gradients of the weights are added up per
-// group of grids, and then in the order of the groups, so that the number of threads does not
-// change a bit of them.
+// Grids do not depend on each other, so each is one team's for a whole rollout: a thread, or
+// several where there are more threads than grids. Gradients of the weights are added up per group
+// of grids and slot of a grid, and then in the order of these, so that the number of threads does
+// not change a bit of them.
 #include <memory>
 #include <new>
+#include <numeric>
 #include <vector>
 
 #include "backward.h"
@@ -22,12 +23,12 @@ struct fastnca_rollout {
     int64_t batch, channels, hidden, height, width, steps;
     const FASTNCA_TYPE *state;                              // [B, C, H, W]
     const FASTNCA_TYPE *weight1, *bias1, *weight2, *bias2;  // as the module has them
+    fastnca::Rule rule;         // `bias2` is null if the last layer has none
     const uint8_t *masks;       // [steps, B, H, W] flags; null draws them
     int64_t random;             // 0 updates every cell, where no masks are given
     uint64_t seed, first_step;  // of the masks that are drawn
     int64_t limit;              // of a 24-bit draw, exclusive
-    double threshold;           // of a living alpha, exclusive
-    double largest_weight;      // of a parameter's Euclidean norm, exclusive
+    double largest_weight;      // of the Euclidean norm of a parameter or of the taps, exclusive
     int64_t threads;
     fastnca::Allocate allocate;  // memory for the backward pass; null keeps nothing
     int64_t piece_bytes;         // how much of it at least at once
@@ -37,28 +38,45 @@ namespace fastnca {
 
 using T = FASTNCA_TYPE;
 
-constexpr int64_t MOST_GROUPS = 64;
+constexpr int64_t MOST_SUMS = 64;
 
 struct KeptBatch {
     Weights<T> weights;
     std::vector<Kept> grids;
 };
 
+Grid grid_of(const fastnca_rollout &call, const Rule &rule) {
+    return {call.height, call.width, rule.padding};
+}
+
 bool weights_in_range(const fastnca_rollout &call) {
-    const auto fits = [&](const T *values, int64_t count) {
-        return in_range(sum_of_squares(values, count), static_cast<T>(call.largest_weight));
+    const auto fits = [&](const auto *values, int64_t count, double factor = 1) {
+        const double limit = call.largest_weight / factor;
+        return in_range<double>(sum_of_squares(values, count), limit);
     };
-    return fits(call.weight1, call.hidden * 3 * call.channels) && fits(call.bias1, call.hidden) &&
-           fits(call.weight2, call.channels * call.hidden) && fits(call.bias2, call.channels);
+    const Rule &rule = call.rule;
+    const int64_t own = call.channels - rule.inputs;
+    return fits(rule.taps[0], rule.filters * TAPS) &&
+           fits(call.weight1, call.hidden * rule.filters * call.channels) &&
+           fits(call.bias1, call.hidden) && fits(call.weight2, own * call.hidden, rule.step_size) &&
+           (!call.bias2 || fits(call.bias2, own, rule.step_size));
+}
+
+// How many teams take the `count` grids, or groups of them, of a batch. Where the teams divide
+// them evenly, none waits for another one; only large grids without a test before a step are sure
+// to have enough to do for a team.
+int64_t count_teams(const fastnca_rollout &call, const Rule &rule, int64_t count) {
+    const bool dense = !rule.before && slots(grid_of(call, rule)) > 1;
+    if (dense && count < 4 * call.threads) return std::gcd(count, call.threads);
+    return std::min(count, call.threads);
 }
 
 // Advance grid `number`; write its last state into `result`.
 Status forward_grid(const fastnca_rollout &call, const Weights<T> &weights, int64_t number,
-                    Arena *arena, Kept *kept, T *result) {
-    const Grid grid{call.height, call.width};
+                    Team &team, Arena *arena, Kept *kept, T *result) {
+    const Grid grid = grid_of(call, call.rule);
     const int64_t cells = grid.height * grid.width, size = call.channels * cells;
-    const int64_t threads = call.threads / call.batch;  // for this grid alone
-    Stepper<T> stepper(grid, weights, static_cast<T>(call.threshold), arena, threads);
+    Stepper<T> stepper(grid, weights, arena, team);
     stepper.enter(call.state + number * size);
     std::vector<uint8_t> drawn(call.random && !call.masks ? cells : 0);
     for (int64_t step = 0; step < call.steps && stepper.status() == DONE; ++step) {
@@ -82,12 +100,16 @@ Status forward_grid(const fastnca_rollout &call, const Weights<T> &weights, int6
 
 Status forward(const fastnca_rollout &call, T *result, KeptBatch **kept) {
     if (!weights_in_range(call)) return OUT_OF_RANGE;
-    auto batch = std::make_unique<KeptBatch>(KeptBatch{
-        Weights<T>(call.channels, call.hidden, call.weight1, call.bias1, call.weight2, call.bias2),
-        std::vector<Kept>(call.allocate ? call.batch : 0)});
-    const Status status = share(call.batch, call.threads, [&] {
-        return [&, arena = Arena(call.allocate, call.piece_bytes)](int64_t number) mutable {
-            return forward_grid(call, batch->weights, number, call.allocate ? &arena : nullptr,
+    auto batch = std::make_unique<KeptBatch>(
+        KeptBatch{Weights<T>(call.rule, call.channels, call.hidden, call.weight1, call.bias1,
+                             call.weight2, call.bias2),
+                  std::vector<Kept>(call.allocate ? call.batch : 0)});
+    const int64_t teams = count_teams(call, call.rule, call.batch);
+    const Status status = share(call.batch, teams, [&] {
+        return [&, team = std::make_unique<Team>(call.threads / teams),
+                arena = Arena(call.allocate, call.piece_bytes)](int64_t number) mutable {
+            return forward_grid(call, batch->weights, number, *team,
+                                call.allocate ? &arena : nullptr,
                                 call.allocate ? &batch->grids[number] : nullptr, result);
         };
     });
@@ -97,28 +119,32 @@ Status forward(const fastnca_rollout &call, T *result, KeptBatch **kept) {
 
 Status backward(const fastnca_rollout &call, const KeptBatch &kept, const uint8_t *const *pieces,
                 const T *grad, T *grad_state, T *const *grads) {
-    const Grid grid{call.height, call.width};
-    const int64_t size = call.channels * call.height * call.width;
-    const int64_t groups = std::min(call.batch, MOST_GROUPS);
-    std::vector<Sums<T>> sums(grads ? groups : 0, Sums<T>(kept.weights));
-    const Status status = share(groups, call.threads, [&] {
-        return [&, differentiator =
-                       Differentiator<T>(grid, kept.weights)](int64_t group) mutable -> Status {
+    const Weights<T> &weights = kept.weights;
+    const Grid grid = grid_of(call, weights.rule);
+    const int64_t size = call.channels * call.height * call.width, count = slots(grid);
+    const int64_t groups = std::min(call.batch, std::max<int64_t>(1, MOST_SUMS / count));
+    const int64_t teams = count_teams(call, weights.rule, groups);
+    std::vector<Sums<T>> sums(grads ? groups * count : 0, Sums<T>(weights));
+    const Status status = share(groups, teams, [&] {
+        auto team = std::make_unique<Team>(call.threads / teams);
+        Differentiator<T> differentiator(grid, weights, *team);
+        return [&, team = std::move(team),
+                differentiator = std::move(differentiator)](int64_t group) mutable -> Status {
+            Sums<T> *own = grads ? &sums[group * count] : nullptr;
             const int64_t end = (group + 1) * call.batch / groups;
             for (int64_t number = group * call.batch / groups; number < end; ++number) {
                 const Status found =
-                    differentiator.run(kept.grids[number], pieces, grad + number * size,
-                                       grads ? &sums[group] : nullptr,
+                    differentiator.run(kept.grids[number], pieces, grad + number * size, own,
                                        grad_state ? grad_state + number * size : nullptr);
                 if (found != DONE) return found;
             }
-            if (grads) sums[group].flush();
+            for (int64_t slot = 0; own && slot < count; ++slot) own[slot].flush();
             return DONE;
         };
     });
     if (grads && status == DONE) {
-        for (int64_t group = 1; group < groups; ++group) sums[0].add(sums[group]);
-        sums[0].unpack(grads[0], grads[1], grads[2], grads[3]);
+        for (size_t i = 1; i < sums.size(); ++i) sums[0].add(sums[i]);
+        sums[0].unpack(grads[0], grads[1], grads[2], weights.biased ? grads[3] : nullptr);
     }
     return status;
 }
@@ -137,7 +163,7 @@ int fastnca_forward(const fastnca_rollout *call, FASTNCA_TYPE *result, fastnca::
     }
 }
 
-// Write the gradients of the first state, unless null, and of the four parameters, unless null.
+// Write the gradients of the first state, unless null, and of the parameters, unless null.
 // OUT_OF_RANGE if `grad` is not finite, DAMAGED if `pieces` do not hold what was left in them. Of
 // `call`, sizes and threads are read; `pieces` are the addresses of what was allocated.
 int fastnca_backward(const fastnca_rollout *call, const fastnca::KeptBatch *kept,

@@ -14,9 +14,10 @@ from torch import Tensor
 from fastnca.backends.base import ExactBackend, RolloutCall, exact_reasons
 from fastnca.backends.cpp.build import cpp_reasons
 from fastnca.backends.cpp.rollout import cpp_rollout
+from fastnca.backends.cpp.rules import rule_reasons
 from fastnca.backends.cpp.threads import reserved_threads
 
-__all__ = ["Cpp", "cpp_reasons", "cpp_rollout", "reserved_threads"]
+__all__ = ["Cpp", "cpp_reasons", "cpp_rollout", "reserved_threads", "rule_reasons"]
 
 # torch.compile takes the machine as it finds it while it traces. This is
 # torch.compiler.assume_constant_result, which would import the whole compiler here.
@@ -35,15 +36,11 @@ class Cpp(ExactBackend):
         if call.state.device.type != "cpu":
             reasons.append(f"it runs on a CPU, and the state is on {call.state.device}")
         if call.rule.changed:
-            reasons += [
-                f"{name}={getattr(call.rule, name)!r}"
-                for name in call.rule.changed
-                if name != "hidden"
-            ]
+            reasons += rule_reasons(call.rule)
         if not reasons:
             reasons += cpp_reasons(call.state.dtype)
         return reasons
 
     def compute(self, call: RolloutCall) -> Tensor:
         """See `fastnca.backends.base.Backend.run`."""
-        return cpp_rollout(call.state, call.parameters, call.updates.on_host())
+        return cpp_rollout(call.state, call.parameters, call.updates.on_host(), call.rule)

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnca.backends.autograd import check_saved, dense, kinds, refuse_saved
+from fastnca.backends.autograd import Grads, check_saved, dense, kinds, refuse_saved
 from fastnca.backends.cpp.build import cpp_library
+from fastnca.backends.cpp.rules import CRule, c_rule, rule_reasons
 from fastnca.backends.cpp.threads import thread_count
 from fastnca.checks import (
     MOST_WEIGHT,
     OutOfRangeError,
-    Parameters,
     check_like,
     check_memory,
     check_rollout,
     check_steps,
 )
 from fastnca.masks import Updates, threshold
-from fastnca.states import ALIVE_THRESHOLD
+from fastnca.rule import TUTORIAL, Rule
 
 _MOST_CELLS = 2**31 - 1
 """Cells of a grid, with a margin of one on every side, are numbered in 32 bits."""
@@ -45,12 +45,12 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("batch", "channels", "hidden", "height", "width")),
         ("steps", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("state", "weight1", "bias1", "weight2", "bias2")),
+        ("rule", CRule),
         ("masks", ctypes.c_void_p),
         ("random", ctypes.c_int64),
         ("seed", ctypes.c_uint64),
         ("first_step", ctypes.c_uint64),
         ("limit", ctypes.c_int64),
-        ("threshold", ctypes.c_double),
         ("largest_weight", ctypes.c_double),
         ("threads", ctypes.c_int64),
         ("allocate", _Allocate),
@@ -125,15 +125,21 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
 
 
 def forward(
-    state: Tensor, parameters: Parameters, updates: Updates, keep: bool
+    state: Tensor,
+    parameters: Sequence[Tensor],
+    updates: Updates,
+    keep: bool,
+    rule: Rule = TUTORIAL,
 ) -> tuple[Tensor, Kept | None, list[Tensor]]:
     """Advance a state.
 
     Args:
         state: `[B, C, H, W]` float32 or float64 on the CPU, any strides.
-        parameters: weight and bias of the two 1x1 convolutions, of the same type.
+        parameters: weight and bias of the two 1x1 convolutions, of the same type; without the
+            last bias if the rule has none.
         updates: at least one step.
         keep: whether there will be a backward pass.
+        rule: one that has no `rule_reasons`.
 
     Returns:
         The last state, contiguous; what `backward` needs; the memory of that, `[n]` uint8 each.
@@ -144,7 +150,7 @@ def forward(
         TypeError: a dtype or a layout does not fit.
         ValueError: a shape, a device or a number does not fit.
     """
-    _check(state, parameters, updates)
+    _check(state, parameters, updates, rule)
     library = _library(state.dtype)
     state = dense(state.detach())
     weights = [dense(parameter.detach()) for parameter in parameters]
@@ -154,13 +160,14 @@ def forward(
     call = _call(state.shape, weights[1].shape[0])
     call.steps = updates.steps
     call.state = state.data_ptr()
-    call.weight1, call.bias1, call.weight2, call.bias2 = (w.data_ptr() for w in weights)
+    call.weight1, call.bias1, call.weight2 = (w.data_ptr() for w in weights[:3])
+    call.bias2 = weights[3].data_ptr() if rule.final_bias else None
+    call.rule = c_rule(rule)
     call.masks = None if masks is None else masks.data_ptr()
     call.random = updates.seed is not None
     call.seed = updates.seed or 0
     call.first_step = updates.first_step
     call.limit = threshold(updates.update_rate)
-    call.threshold = ALIVE_THRESHOLD
     call.largest_weight = MOST_WEIGHT
     if keep:
         call.allocate = _Allocate(memory.allocate)
@@ -183,7 +190,7 @@ def backward(
     grad: Tensor,
     state_wanted: bool,
     weights_wanted: bool,
-) -> tuple[Tensor | None, ...]:
+) -> Grads:
     """Differentiate a rollout.
 
     Args:
@@ -194,7 +201,7 @@ def backward(
         weights_wanted: whether those of the parameters are.
 
     Returns:
-        The gradients of the first state and of the four parameters, None where not wanted. If
+        The gradients of the first state and of the parameters, None where not wanted. If
         `grad` is not finite they are all NaN, as the masks' 0·∞ makes them in the reference.
 
     Raises:
@@ -212,7 +219,7 @@ def backward(
     check_saved(pieces, kept.pieces)
     pieces = [_aligned(piece) for piece in pieces]
     state = torch.empty_like(grad) if state_wanted else None
-    weights = [grad.new_empty(shape) for shape in kept.shapes] if weights_wanted else []
+    weights = [grad.new_empty(shape) for shape in kept.shapes if weights_wanted]
     status = kept.library.fastnca_backward(
         ctypes.byref(_call(grad.shape, kept.shapes[1][0])),
         kept.address,
@@ -221,7 +228,7 @@ def backward(
         None if state is None else state.data_ptr(),
         _addresses(weights) if weights else None,
     )
-    grads = (state, *(weights or (None,) * 4))
+    grads: Grads = (state, *(weights or (None,) * len(kept.shapes)))
     if status == _OUT_OF_RANGE:
         for tensor in grads:
             if tensor is not None:
@@ -230,9 +237,11 @@ def backward(
     return grads
 
 
-def _check(state: Tensor, parameters: Parameters, updates: Updates) -> None:
+def _check(state: Tensor, parameters: Sequence[Tensor], updates: Updates, rule: Rule) -> None:
     """Refuse what the compiled functions cannot read; see `forward`."""
-    check_rollout(state, parameters)
+    if reasons := rule_reasons(rule):
+        raise ValueError("; ".join(reasons))
+    check_rollout(state, parameters, rule)
     batch, _, height, width = state.shape
     if state.device.type != "cpu":
         raise ValueError(f"the cpp backend runs on a CPU, and the state is on {state.device}")

@@ -15,16 +15,21 @@ from fastnca.backends.autograd import (
 from fastnca.backends.cpp import library
 from fastnca.checks import Parameters
 from fastnca.masks import Updates
+from fastnca.rule import TUTORIAL, Rule
 
 
-def cpp_rollout(state: Tensor, parameters: Parameters, updates: Updates) -> Tensor:
+def cpp_rollout(
+    state: Tensor, parameters: Parameters, updates: Updates, rule: Rule = TUTORIAL
+) -> Tensor:
     """Advance a state by several steps, as one autograd node.
 
     Args:
         state: `[B, C, H, W]` float32 or float64 on the CPU, any strides.
-        parameters: weight and bias of the two 1x1 convolutions, `[hidden, 3*C, 1, 1]`,
-            `[hidden]`, `[C, hidden, 1, 1]`, `[C]`, of the state's dtype.
+        parameters: weight and bias of the two 1x1 convolutions, for K filters and n channels that
+            are no inputs `[hidden, K*C, 1, 1]`, `[hidden]`, `[n, hidden, 1, 1]`, `[n]`, of the
+            state's dtype; the last one only if the rule has a final bias.
         updates: at least one step.
+        rule: one that has no `rule_reasons`.
 
     Returns:
         `[B, C, H, W]`, contiguous.
@@ -38,9 +43,9 @@ def cpp_rollout(state: Tensor, parameters: Parameters, updates: Updates) -> Tens
     """
     refuse_tangents("cpp", (state, *parameters))
     if torch.is_grad_enabled() and any(t.requires_grad for t in (state, *parameters)):
-        result: Tensor = _Rollout.apply(savable(state), *parameters, updates)
+        result: Tensor = _Rollout.apply(savable(state), *parameters, updates, rule)
         return result
-    return library.forward(state, parameters, updates, keep=False)[0]
+    return library.forward(state, parameters, updates, keep=False, rule=rule)[0]
 
 
 class _Rollout(torch.autograd.Function):
@@ -48,21 +53,23 @@ class _Rollout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        state, *parameters, updates = inputs
-        result, ctx.kept, pieces = library.forward(state, tuple(parameters), updates, keep=True)
+        state, *parameters, updates, rule = inputs
+        result, ctx.kept, pieces = library.forward(
+            state, tuple(parameters), updates, keep=True, rule=rule
+        )
         ctx.save_for_backward(state, *parameters, *pieces)
         return result
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        state, w1, b1, w2, b2, *pieces = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
+        wanted = ctx.needs_input_grad[:-2]
+        inputs, pieces = ctx.saved_tensors[: len(wanted)], ctx.saved_tensors[len(wanted) :]
 
         def compute(grad: Tensor) -> Grads:
-            return library.backward(ctx.kept, pieces, grad, wanted[0], any(wanted[1:5]))
+            return library.backward(ctx.kept, pieces, grad, wanted[0], any(wanted[1:]))
 
-        grads = first_order_only("cpp", compute, grad_outputs[0], state, w1, b1, w2, b2)
-        return *(g if need else None for g, need in zip(grads, wanted, strict=False)), None
+        grads = first_order_only("cpp", compute, grad_outputs[0], *inputs)
+        return *(g if need else None for g, need in zip(grads, wanted, strict=True)), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
