@@ -136,8 +136,8 @@ class Differentiator {
         const bool shared = team_.size() > 1 && chunks > 1;
         if (weights_.rule.clamped) limit(count);
         // The gradients are copied first: what tiles send changes those of later ones.
-        fit(grad_delta_, even(count) * stride);
-        fit(grad_features_, (shared ? even(count) : TILE) * features + stride);
+        fit(grad_delta_, (count + 1) * stride);
+        fit(grad_features_, (shared ? count + 1 : TILE) * features + stride);
         for (int64_t i = 0; i < count; ++i)
             copy_row(stride, grad_.data() + live_[i] * stride, grad_delta_.data() + i * stride);
         const Status status = team_.run(chunks, [&](int64_t member, int64_t chunk) {
@@ -226,6 +226,7 @@ class Differentiator {
     Team &team_;
     const uint8_t *const *pieces_ = nullptr;
     std::vector<Tile<T>> tiles_;  // one per member of the team
+    // Behind their channels, rows of gradients hold numbers that nothing reads.
     Array<T> rows_, grad_, grad_delta_, grad_features_, fresh_;
     std::vector<int32_t> live_;
 };

@@ -19,11 +19,9 @@ class Filters {
         : count_(rule.filters),
           channels_(channels),
           stride_(padded<T>(channels)),
-          tutorial_(begins_as_tutorial(rule)),
-          holds_channel_(stride_) {
+          tutorial_(begins_as_tutorial(rule)) {
         for (int64_t k = 0; k < count_; ++k)
             for (int i = 0; i < TAPS; ++i) taps_[k][i] = static_cast<T>(rule.taps[k][i]);
-        std::fill_n(holds_channel_.begin(), channels, T(1));
     }
 
     // What a feature of filter k must be multiplied with: the tutorial's Sobel filters are taken
@@ -60,15 +58,12 @@ class Filters {
     }
 
     // Add what one cell sent to its features, `grad_features`, to the rows of `grad` that it saw
-    // in the lines `first` to `last` of the three around it, -1 to 1.
+    // in the lines `first` to `last` of the three around it, -1 to 1. Rows of `grad` receive
+    // numbers without a meaning behind their channels.
     void send_back(const T *grad_features, int64_t pitch, T *grad, int first = -1,
                    int last = 1) const {
         for (int64_t c = 0; c < stride_; c += LANES) {
-            const auto holds_channel = load(holds_channel_.data() + c) > Vector<T>{};
-            const auto part = [&](int64_t k) {
-                const auto value = load(grad_features + k * channels_ + c);
-                return holds_channel ? value : Vector<T>{};
-            };
+            const auto part = [&](int64_t k) { return load(grad_features + k * channels_ + c); };
             Vector<T> sent[TAPS] = {};
             int64_t k = 0;
             if (tutorial_) {
@@ -112,7 +107,6 @@ class Filters {
     const int64_t count_, channels_, stride_;
     const bool tutorial_;
     T taps_[MOST_FILTERS][TAPS];
-    Array<T> holds_channel_;  // [stride], 1 or 0
 };
 
 }  // namespace fastnca

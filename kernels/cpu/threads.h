@@ -86,7 +86,7 @@ class Team {
     }
 
   private:
-    static constexpr int SPINS = 2000;  // looks at a condition before a thread sleeps
+    static constexpr int SPINS = 200;  // looks at a condition before a thread sleeps
 
     void start() {
         others_.reserve(size_ - 1);
