@@ -17,6 +17,7 @@ from fastnca.backends.cpp.threads import thread_count
 from fastnca.checks import (
     MOST_WEIGHT,
     OutOfRangeError,
+    Parameters,
     check_like,
     check_memory,
     check_rollout,
@@ -126,7 +127,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
 
 def forward(
     state: Tensor,
-    parameters: Sequence[Tensor],
+    parameters: Parameters,
     updates: Updates,
     keep: bool,
     rule: Rule = TUTORIAL,
@@ -237,7 +238,7 @@ def backward(
     return grads
 
 
-def _check(state: Tensor, parameters: Sequence[Tensor], updates: Updates, rule: Rule) -> None:
+def _check(state: Tensor, parameters: Parameters, updates: Updates, rule: Rule) -> None:
     """Refuse what the compiled functions cannot read; see `forward`."""
     if reasons := rule_reasons(rule):
         raise ValueError("; ".join(reasons))
