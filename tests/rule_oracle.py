@@ -5,6 +5,7 @@ torch in float64, so that autograd differentiates it. Weights are a state dict's
 """
 
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ def along(position: int, size: int, padding: str) -> int | None:
     }[padding]
 
 
+@cache
 def table(height: int, width: int, padding: str) -> Tensor:
     """Return the number of every cell's nine neighbours, `[9, H*W]`; `H*W` is no cell."""
 

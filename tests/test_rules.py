@@ -24,6 +24,15 @@ BACKENDS = [pytest.param(kind, marks=COMPILED if kind == "cpp" else ()) for kind
 on_every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Work too small for two threads, which would wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def make_model(case: Case, backend: str) -> torch.nn.Module:
     """Make the model of a case, float64, with its weights."""
     if "rule" in inspect.signature(NeuralCA).parameters:
