@@ -15,6 +15,7 @@ from fastnca.masks import update_masks
 from fastnca.rule import ACTIVATIONS, ALIVE, PADDINGS, Rule
 from tests import rule_oracle
 from tests.helpers import COMPILED, relative_error
+from tests.one_thread import one_thread  # noqa: F401 - by being imported
 from tests.rule_cases import BASES, CASES, PUBLISHED, Case, Grid
 
 EXACT = 1e-10
@@ -22,15 +23,6 @@ KINDS = ("reference", "torch", "cpp", "triton")
 BACKENDS = [pytest.param(kind, marks=COMPILED if kind == "cpp" else ()) for kind in KINDS]
 
 on_every_backend = pytest.mark.parametrize("backend", BACKENDS)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Work too small for two threads, which would wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_model(case: Case, backend: str) -> torch.nn.Module:
