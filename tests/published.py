@@ -41,6 +41,11 @@ def make_network(layers: list[np.ndarray], filters: int) -> Network:
     return tensors
 
 
+def growing_names() -> list[str]:
+    """Name the growing models of the article."""
+    return sorted(path.stem for path in find("distill-growing").glob("*.json"))
+
+
 def read_growing(name: str) -> Network:
     """Read a growing model of the article, 16 channels: bytes, scaled."""
     layers = []
