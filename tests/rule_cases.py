@@ -87,7 +87,7 @@ class Case:
         shape = (grid.batch, self.channels, *grid.size)
         there = torch.rand(grid.batch, 1, *grid.size, generator=draws) < grid.share
         state = torch.randn(shape, generator=draws, dtype=torch.float64) * there
-        state[:, 3].abs_()
+        state[:, 3:4].abs_()
         return state
 
 
@@ -258,6 +258,11 @@ def single_cases() -> list[Case]:
                 if rule != base:
                     name = f"{base_name} {field} {place}"
                     cases.append(Case(name, rule, 7, 100 + len(cases)))
+    for channels in (1, 2, 3):  # rules without an alive test need no alpha
+        for inputs in (0, 1):
+            rule = replace(BASES["texture"], inputs=inputs)
+            name = f"texture {channels} channels, {inputs} inputs"
+            cases.append(Case(name, rule, channels + inputs, 200 + len(cases)))
     return cases
 
 

@@ -120,7 +120,7 @@ def is_promised(backend: str, rule: Rule) -> bool:
 
 def own_fields(rule: Rule) -> list[str]:
     """Name the fields that can keep a backend from a rule; any width of one layer is usual."""
-    return [name for name in rule.differences(Rule()) if name != "hidden" or len(rule.hidden) != 1]
+    return [name for name in rule.changed if name != "hidden" or len(rule.hidden) != 1]
 
 
 def names_one(message: str, names: list[str]) -> bool:
