@@ -82,11 +82,12 @@ class Case:
         return weights
 
     def state(self, grid: Grid) -> Tensor:
-        """Draw a state `[B, C, H, W]` of float64; alpha is above 0."""
+        """Draw a state `[B, C, H, W]` of float64: alpha at least 0, inputs in every cell."""
         draws = torch.Generator().manual_seed(self.number + 1)
         shape = (grid.batch, self.channels, *grid.size)
         there = torch.rand(grid.batch, 1, *grid.size, generator=draws) < grid.share
-        state = torch.randn(shape, generator=draws, dtype=torch.float64) * there
+        state = torch.randn(shape, generator=draws, dtype=torch.float64)
+        state[:, : self.channels - self.rule.inputs] *= there
         state[:, 3:4].abs_()
         return state
 

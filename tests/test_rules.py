@@ -211,6 +211,30 @@ def test_alpha_at_the_threshold_is_dead(backend, alive, padding):
     assert max(errors(found, right).values()) <= EXACT
 
 
+@on_every_backend
+@pytest.mark.parametrize("alive", ALIVE)
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_growth_from_a_corner(backend, padding, alive):
+    rule = replace(BASES["growing"], padding=padding, alive=alive)
+    case = Case("corner", rule, 6, 4)
+    if not is_promised(backend, rule):
+        pytest.skip("refused, which other tests check")
+    grid = Grid((11, 13), 1, 1.0, 6, True)
+    model = make_model(case, backend)
+    with torch.no_grad():
+        model.update_net[2].weight *= 0.3
+        model.update_net[2].bias[3] = 0.3
+    state = torch.zeros(1, 6, *grid.size, dtype=torch.float64)
+    state[..., 0, 0] = 1
+    found = compute(model, state, grid, 4)
+    right = expect(rule, dict(model.state_dict()), state, grid, 4)
+    assert max(errors(found, right).values()) <= EXACT
+    if alive in ("both", "before"):  # one cell further in every step
+        lives = found.state[0].any(0)
+        assert lives.sum() > 12
+        assert lives[-1, -1] == (padding == "circular")
+
+
 def fit(weights: dict[str, Tensor], rule: Rule, other: Rule) -> dict[str, Tensor]:
     """Make weights of `rule` those of `other`, by leaving out what it does not have."""
     first, last = (f"update_net.{2 * len(each.hidden)}" for each in (rule, other))
