@@ -68,7 +68,7 @@ class Case:
         def draw(*shape: int) -> Tensor:
             return torch.randn(shape, generator=draws, dtype=torch.float64)
 
-        taps = torch.tensor(rule.taps, dtype=torch.float32).double()  # as a new model holds them
+        taps = torch.tensor(rule.taps, dtype=torch.float64)
         taps = taps.repeat(self.channels, 1, 1)[:, None]
         if rule.learn_filters:
             taps = taps + 0.2 * draw(*taps.shape)

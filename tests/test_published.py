@@ -1,6 +1,5 @@
 """Models that others trained and published live under their rules."""
 
-import inspect
 from dataclasses import replace
 from functools import cache
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastnca import NeuralCA, create_seed, get_visible_state, reference
+from fastnca import NeuralCA, create_seed, get_visible_state
 from fastnca.rule import RULES, Rule
 from tests.one_thread import one_thread  # noqa: F401 - by being imported
 from tests.published import Network, growing_names, read_growing, read_texture
@@ -20,13 +19,7 @@ SIZE = 40
 
 def make_model(network: Network, channels: int, rule: Rule) -> torch.nn.Module:
     """Make a model in training mode, so that half of the cells update."""
-    if "rule" in inspect.signature(NeuralCA).parameters:
-        model = NeuralCA(channels, rule=rule)
-    elif rule == Rule():
-        model = NeuralCA(channels)
-    else:
-        model = reference.NeuralCA(channels, rule=rule)
-    model.train().requires_grad_(False)
+    model = NeuralCA(channels, rule=rule).train().requires_grad_(False)
     assert model.load_state_dict(network, strict=False).missing_keys == ["perception.filters"]
     return model
 

@@ -32,6 +32,7 @@ REFUSED = [
     ("filter", (((1, 1, "a"),) * 3,), TypeError, "must be a number, got 'a'"),
     ("filter", (((1, 1, True),) * 3,), TypeError, "must be a number, got True"),
     ("filter", (((1, 1, NAN),) * 3,), ValueError, "must be finite, got nan"),
+    ("filter", (((1, 1, 1e39),) * 3,), ValueError, "must fit float32, got 1e+39"),
     ("learn_filters", 1, TypeError, "True or False, got 1"),
     ("learn_filters", None, TypeError, "True or False, got None"),
     ("padding", "wrap", ValueError, "zeros, circular, reflect, replicate, got 'wrap'"),
@@ -148,6 +149,14 @@ def test_numbers_are_kept_as_floats():
     assert len(Rule(filters=("identity",) * MAX_FILTERS).taps) == MAX_FILTERS
 
 
+def test_taps_are_rounded_to_what_a_model_holds():
+    rule = Rule(filters=(((0.1, -0.2, 0.3),) * 3,))
+    held = torch.tensor([0.1, -0.2, 0.3], dtype=torch.float32).double().tolist()
+    assert rule.taps == ((tuple(held),) * 3,)
+    assert rule == Rule(filters=(np.array([[0.1, -0.2, 0.3]] * 3, np.float32),))
+    assert replace(rule, filters=rule.taps) == rule
+
+
 def test_one_rule_has_one_spelling():
     spelled = Rule(["identity"], hidden=[4, 5], clamp=[-1, 2], step_size=1, alive_threshold=0)
     assert spelled == Rule(("identity",), hidden=(4, 5), clamp=(-1.0, 2.0), alive_threshold=0.0)
@@ -203,6 +212,7 @@ def test_a_rule_cannot_be_changed():
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_json_gives_the_same_rule(case):
     text = json.dumps(case.rule.to_dict(), allow_nan=False)
+    assert case.rule.json == text
     assert list(json.loads(text)) == NAMES
     assert Rule.from_dict(json.loads(text)) == case.rule
     assert json.dumps(Rule.from_dict(json.loads(text)).to_dict()) == text
