@@ -11,6 +11,7 @@ from fastnca.masks import update_mask
 from fastnca.module import NeuralCA
 from fastnca.pictures import test_regeneration, visualize_growth, visualize_regeneration
 from fastnca.reference import PerceptionModule
+from fastnca.rule import RULES, Rule
 from fastnca.states import NUM_CHANNELS, create_seed, get_visible_state
 from fastnca.storage import FileFormatError
 from fastnca.targets import create_target, create_target_circle
@@ -20,10 +21,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "NUM_CHANNELS",
+    "RULES",
     "BackendError",
     "FileFormatError",
     "NeuralCA",
     "PerceptionModule",
+    "Rule",
     "create_seed",
     "create_target",
     "create_target_circle",

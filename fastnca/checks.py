@@ -1,9 +1,15 @@
 """Checks of what a user hands in: one sentence with expected, got, and what to do."""
 
+import math
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from fastnca.rule import TUTORIAL, Rule
+
+if TYPE_CHECKING:
+    from fastnca.module import NeuralCA
 
 Parameters = tuple[Tensor, ...]
 """The tensors that a step computes with, as `fastnca.recognition.parameters_of` orders them."""
@@ -20,19 +26,19 @@ class OutOfRangeError(ArithmeticError):
     """
 
 
-def check_state(state: Tensor, num_channels: int, like: Tensor, padding: str = "zeros") -> None:
+def check_state(state: Tensor, model: "NeuralCA") -> None:
     """Check a state against a model.
-
-    Args:
-        state: what was passed as state.
-        num_channels: channels of the model.
-        like: a parameter of the model.
-        padding: what lies beyond the border.
 
     Raises:
         TypeError: the state is not a floating-point tensor, or not of the parameters' dtype.
         ValueError: rank, channel count, grid or device do not fit.
     """
+    num_channels = model.num_channels
+    perception = model._modules.get("perception")  # faster than the attributes
+    like: Tensor | None = None if perception is None else perception._parameters.get("filters")
+    if like is None:
+        filters = getattr(getattr(model, "perception", None), "filters", None)
+        like = filters if isinstance(filters, Tensor) else next(model.parameters(), state)
     if not isinstance(state, Tensor):
         raise TypeError(f"state must be a torch.Tensor, got {type(state).__name__}")
     shape = state.shape
@@ -50,7 +56,7 @@ def check_state(state: Tensor, num_channels: int, like: Tensor, padding: str = "
         )
     if height == 0 or width == 0:
         raise ValueError(f"the grid must have at least one cell, got {list(shape[2:])}")
-    if padding == "reflect" and (height == 1 or width == 1):
+    if model.rule.padding == "reflect" and (height == 1 or width == 1):
         raise ValueError(f"padding='reflect' needs at least 2 cells a side, got {list(shape[2:])}")
     if state.device != like.device:
         raise ValueError(
@@ -75,29 +81,48 @@ def check_rollout(state: Tensor, parameters: Parameters, rule: Rule = TUTORIAL) 
         TypeError: a dtype or a layout does not fit.
         ValueError: a shape or a device does not fit.
     """
-    if state.dim() != 4:
-        raise ValueError(f"state must be [batch, channels, height, width], got {list(state.shape)}")
-    if state.numel() == 0:
-        raise ValueError(f"state must have at least one cell, got {list(state.shape)}")
-    rule.check_channels(state.shape[1])
-    if state.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"state must be float32 or float64, got {state.dtype}")
-    first = 0 if rule.learn_filters else 1
-    hidden = rule.hidden
-    if len(hidden) == 1 and len(parameters) > 1 - first and parameters[1 - first].numel() > 0:
-        hidden = (parameters[1 - first].shape[0],)
-    shapes = list(rule.shapes(state.shape[1], hidden).values())[first:]
-    found = [tuple(parameter.shape) for parameter in parameters]
-    if found != shapes:
+    shape, dtype, device = state.shape, state.dtype, state.device
+    if len(shape) != 4 or shape[1] < rule.least_channels:
         raise ValueError(
-            f"parameters for {state.shape[1]} channels must have the shapes "
-            f"{', '.join(str(list(shape)) for shape in shapes)}, got "
-            f"{', '.join(str(list(shape)) for shape in found)}"
+            f"state must be [batch, at least {rule.least_channels} channels, height, width], got "
+            f"{list(shape)}"
         )
-    check_memory(state, "state")
+    if 0 in shape:
+        raise ValueError(f"state must have at least one cell, got {list(shape)}")
+    if rule.padding == "reflect" and 1 in shape[2:]:
+        raise ValueError(f"padding='reflect' needs at least 2 cells a side, got {list(shape[2:])}")
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"state must be float32 or float64, got {dtype}")
+    features = shape[1] * len(rule.filters)
+    found: list[tuple[int, ...]] = []
     for parameter in parameters:
-        check_like(parameter, state, "a parameter")
-        check_memory(parameter, "a parameter")
+        found.append(tuple(parameter.shape))
+    expected: list[tuple[int, ...]] = [(features, 1, 3, 3)] if rule.learn_filters else []
+    hidden: tuple[int, ...] = rule.hidden
+    if len(hidden) == 1 and len(found) > len(expected) and math.prod(found[len(expected)]) > 0:
+        hidden = (found[len(expected)][0],)
+    before = features
+    for width in hidden:
+        expected += [(width, before, 1, 1), (width,)]
+        before = width
+    own = shape[1] - rule.inputs
+    expected += [(own, before, 1, 1), (own,)] if rule.final_bias else [(own, before, 1, 1)]
+    if found != expected:
+        raise ValueError(
+            f"parameters for {shape[1]} channels must have the shapes "
+            f"{', '.join(str(list(each)) for each in expected)}, got "
+            f"{', '.join(str(list(each)) for each in found)}"
+        )
+    for tensor in (state, *parameters):
+        if tensor.dtype is not dtype or tensor.layout is not torch.strided:
+            check_like(tensor, state, "a parameter" if tensor is not state else "state")
+        if tensor.device != device:
+            check_like(tensor, state, "a parameter")
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            continue  # operators find what is in it
+        needed = (tensor.storage_offset() + tensor.numel()) * tensor.itemsize
+        if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() < needed:
+            check_memory(tensor, "state" if tensor is state else "a parameter")
 
 
 def check_like(tensor: Tensor, like: Tensor, name: str) -> None:

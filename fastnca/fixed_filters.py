@@ -13,10 +13,15 @@ from fastnca.rule import Rule
 
 
 def has_filters(filters: Tensor, channels: int, rule: Rule) -> bool:
-    """Tell whether `filters` are the fixed ones of a rule, `[K*C, 1, 3, 3]`."""
-    if torch.compiler.is_compiling():
-        return _equals_filters(filters, channels, rule)
-    if not _waits(filters) or filters.is_inference():
+    """Tell whether `filters` are the fixed ones of a rule, `[K*C, 1, 3, 3]`.
+
+    For filters on a GPU, and where torch looks at operators: elsewhere they are just compared.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or filters.is_inference()
+    ):
         return _equals_filters(filters, channels, rule)
     written = (filters._version, filters.data_ptr(), channels, rule.filters)
     known = _compared.get(id(filters))
@@ -28,16 +33,11 @@ def has_filters(filters: Tensor, channels: int, rule: Rule) -> bool:
     return known[2]
 
 
-def _waits(filters: Tensor) -> bool:
-    """Tell whether a comparison waits for the device."""
-    return filters.is_cuda
-
-
 def _equals_filters(filters: Tensor, channels: int, rule: Rule) -> bool:
     if not torch._C._len_torch_dispatch_stack():
-        return torch.equal(filters, _expected(channels, rule, filters.dtype, filters.device))
+        return torch.equal(filters, expected_filters(channels, rule, filters.dtype, filters.device))
     with _disable_current_modes():  # a mode would see the comparison, or make fake filters
-        return torch.equal(filters, _expected(channels, rule, filters.dtype, filters.device))
+        return torch.equal(filters, expected_filters(channels, rule, filters.dtype, filters.device))
 
 
 # torch.compile takes a model's fixed filters as it finds them while it traces. This is
@@ -50,5 +50,6 @@ torch counts; it does not count writes through `.data`."""
 
 
 @lru_cache(maxsize=16)
-def _expected(channels: int, rule: Rule, dtype: torch.dtype, device: torch.device) -> Tensor:
+def expected_filters(channels: int, rule: Rule, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the filters of a rule, kept for the next call."""
     return make_filters(channels, rule).to(device, dtype)

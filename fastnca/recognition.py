@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastnca.backends.autograd import PLAIN
 from fastnca.checks import Parameters
-from fastnca.fixed_filters import has_filters
+from fastnca.fixed_filters import expected_filters, has_filters
 from fastnca.reference import ACTIVATIONS, PerceptionModule
 from fastnca.reference import NeuralCA as Reference
 from fastnca.rule import Rule
@@ -42,33 +42,27 @@ def the_rule(method: _Method) -> _Method:
     return method
 
 
-def _part_methods() -> tuple[Any, ...]:
-    """Return the methods that a call of the parts goes through."""
-    return (
-        nn.Module.__call__,
-        nn.Module._call_impl,
-        PerceptionModule.forward,
-        nn.Sequential.forward,
-        nn.Conv2d.forward,
-        nn.Conv2d._conv_forward,
-        *(kind.forward for kind in ACTIVATIONS.values()),
+_PART_METHODS = tuple(
+    (kind, name, getattr(kind, name))
+    for kind, name in (
+        (nn.Module, "__call__"),
+        (nn.Module, "_call_impl"),
+        (PerceptionModule, "forward"),
+        (nn.Sequential, "forward"),
+        (nn.Conv2d, "forward"),
+        (nn.Conv2d, "_conv_forward"),
+        *((kind, "forward") for kind in ACTIVATIONS.values()),
     )
-
-
-_PART_METHODS = _part_methods()
+)
+"""Methods that a call of the parts goes through, as torch and the reference define them."""
 
 
 def overridden(model: "NeuralCA") -> list[str]:
     """Name the methods of the step that the class of `model`, or the object itself, replaces."""
-    kind, own = type(model), model.__dict__
-    found = (kind.get_alive_mask, kind._step, kind.forward)
-    replaced = "get_alive_mask" in own or "_step" in own or "forward" in own
-    if found == tuple(_methods.values()) and not replaced:
-        return []
     return [
         name
         for name, method in _methods.items()
-        if getattr(kind, name) is not method or name in own
+        if getattr(type(model), name) is not method or name in model.__dict__
     ]
 
 
@@ -93,22 +87,70 @@ def hooked_everywhere() -> bool:
     )
 
 
-def model_reasons(model: "NeuralCA") -> list[str]:
+def model_reasons(model: "NeuralCA", single: bool = True, called: bool = True) -> list[str]:
     """List in what the step of `model` is not what its rule says, one sentence each.
 
-    Hooks of the model itself do not count: whoever calls the model calls them.
+    Args:
+        model: the model.
+        single: whether somebody calls the model, and with it its hooks; a rollout would not.
+        called: whether what torch and Python do in every call counts: global hooks, and methods
+            that were replaced in torch's own classes. A file is not called.
 
     Returns:
         The differences; empty if the model is recognised.
     """
+    kind, own, parts = type(model), model.__dict__, model._modules
     reasons = []
-    if names := overridden(model):
-        reasons.append(f"the model overrides {_list_overridden(names)}")
-    if _part_methods() != _PART_METHODS:
-        reasons.append("a method of torch's modules, or of PerceptionModule, has been replaced")
-    if hooked_everywhere():
+    found = (kind.get_alive_mask, kind._step, kind.forward)
+    if (
+        found != tuple(_methods.values())
+        or "get_alive_mask" in own
+        or "_step" in own
+        or "forward" in own
+    ):
+        reasons.append(_describe_overridden(overridden(model)))
+    for part, name, method in _PART_METHODS if called else ():
+        if getattr(part, name) is not method:
+            reasons.append("a method of torch's modules, or of PerceptionModule, has been replaced")
+            break
+    if called and (
+        global_hooks._global_forward_hooks
+        or global_hooks._global_forward_pre_hooks
+        or global_hooks._global_backward_hooks
+        or global_hooks._global_backward_pre_hooks
+    ):
         reasons.append("torch has global module hooks, which a fused step would not call")
-    return reasons + _part_reasons(model)
+    perception, network = parts.get("perception"), parts.get("update_net")
+    layers: Any = () if network is None else tuple(network._modules.values())
+    if "perception" in own or "update_net" in own:
+        reasons.append("perception or update_net is an attribute that hides a module")
+    if fault := _perception_fault(model, perception):
+        reasons.append(fault)
+    if fault := _network_fault(model, network, layers):
+        reasons.append(fault)
+    for module in (None if single else model, perception, network, *layers):
+        if module is None:
+            continue
+        state = module.__dict__  # one test a name: torch.compile traces it, and it is the fastest
+        if (
+            state["_forward_hooks"]
+            or state["_forward_pre_hooks"]
+            or state["_backward_hooks"]
+            or state["_backward_pre_hooks"]
+        ):
+            reasons.append(f"{_name(model, module)} has hooks, which a rollout would not call")
+        elif module is not model and (
+            "forward" in state
+            or "_call_impl" in state
+            or "_compiled_call_impl" in state
+            or "_conv_forward" in state
+            or "weight" in state
+            or "bias" in state
+            or "filters" in state
+        ):
+            said = "has attributes in place of methods or parameters"
+            reasons.append(f"{_name(model, module)} {said}")
+    return reasons
 
 
 def undescribed(model: "NeuralCA") -> list[str]:
@@ -116,12 +158,7 @@ def undescribed(model: "NeuralCA") -> list[str]:
 
     Its files cannot describe that.
     """
-    reasons = []
-    if names := overridden(model):
-        reasons.append(f"the model overrides {_list_overridden(names)}")
-    if hooked(model):
-        reasons.append("the model has hooks")
-    return reasons + _part_reasons(model)
+    return model_reasons(model, single=False, called=False)
 
 
 def parameters_of(model: "NeuralCA") -> Parameters:
@@ -150,45 +187,19 @@ def parameter_names(rule: Rule, num_channels: int) -> list[str]:
     return list(rule.shapes(num_channels))[first:]
 
 
-def _list_overridden(names: list[str]) -> str:
-    listed = " and ".join(names)
+def _describe_overridden(names: list[str]) -> str:
+    said = f"the model overrides {' and '.join(names)}"
     if "get_alive_mask" in names:
-        return f"{listed}; Rule(alive=..., alive_threshold=...) says which cells live"
-    return listed
+        return f"{said}; Rule(alive=..., alive_threshold=...) says which cells live"
+    return f"{said}; the fields of its Rule say what a step computes"
 
 
-def _part_reasons(model: "NeuralCA") -> list[str]:
-    """List in what perception and network of `model` are not those of its rule."""
-    parts, own = model._modules, model.__dict__
-    perception, network = parts.get("perception"), parts.get("update_net")
-    layers: Any = () if network is None else tuple(network._modules.values())
-    reasons = []
-    if "perception" in own or "update_net" in own:
-        reasons.append("perception or update_net is an attribute that hides a module")
-    if fault := _perception_fault(model, perception):
-        reasons.append(fault)
-    if fault := _network_fault(model, network, layers):
-        reasons.append(fault)
-    for module in (perception, network, *layers):
-        if module is None:
-            continue
-        state = module.__dict__  # one test a name: torch.compile traces it, and it is the fastest
-        if (
-            state["_forward_hooks"]
-            or state["_forward_pre_hooks"]
-            or state["_backward_hooks"]
-            or state["_backward_pre_hooks"]
-            or "forward" in state
-            or "_call_impl" in state
-            or "_compiled_call_impl" in state
-            or "_conv_forward" in state
-            or "weight" in state
-            or "bias" in state
-            or "filters" in state
-        ):
-            name = next(name for name, each in model.named_modules() if each is module)
-            reasons.append(f"{name} has hooks, or attributes in place of methods or parameters")
-    return reasons
+def _name(model: nn.Module, part: nn.Module) -> str:
+    """Return what a part of a model is called."""
+    if part is model:
+        return "the model"
+    names: list[str] = [name for name, each in model.named_modules() if each is part]
+    return names[0]
 
 
 def _perception_fault(model: "NeuralCA", perception: nn.Module | None) -> str:
@@ -212,7 +223,13 @@ def _perception_fault(model: "NeuralCA", perception: nn.Module | None) -> str:
         return f"perception.filters has another shape than {len(rule.filters)} filters per channel"
     if filters.requires_grad:
         return "perception.filters has a gradient; use Rule(learn_filters=True)"
-    if not has_filters(filters, model.num_channels, rule):
+    if filters.is_cuda or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        equal = has_filters(filters, model.num_channels, rule)
+    else:
+        equal = torch.equal(
+            filters, expected_filters(model.num_channels, rule, filters.dtype, filters.device)
+        )
+    if not equal:
         return "perception.filters are not those of the rule; use Rule(filters=...)"
     return ""
 
@@ -234,7 +251,9 @@ def _network_fault(
         )
     activation = ACTIVATIONS[rule.activation]
     for layer in layers[1::2]:
-        if type(layer) is not activation or not _is_default(layer):
+        if type(layer) is not activation or (
+            activation is not nn.ReLU and repr(layer) != repr(activation())
+        ):
             return (
                 f"update_net has {layer!r} where the rule has {activation.__name__}; use "
                 "Rule(activation=...)"
@@ -273,8 +292,3 @@ def _network_fault(
             ):
                 return "the parameters of update_net are not ordinary tensors of one dtype, device"
     return ""
-
-
-def _is_default(activation: nn.Module) -> bool:
-    """Tell whether an activation has the arguments that torch gives it."""
-    return type(activation) is nn.ReLU or repr(activation) == repr(type(activation)())

@@ -5,36 +5,30 @@ fields mean.
 """
 
 import json
-import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, ClassVar, Self
 
+from fastnca.filters import FILTERS, Taps, check_filters, check_number
 from fastnca.states import ALPHA
 
-Taps = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
-"""Weights of a 3x3 filter: three rows from top to bottom, each from left to right."""
-
-
-def _scaled(rows: Sequence[Sequence[float]], divisor: float) -> Taps:
-    return tuple(tuple(tap / divisor for tap in row) for row in rows)  # type: ignore[return-value]
-
-
-FILTERS: dict[str, Taps] = {
-    "identity": _scaled(((0, 0, 0), (0, 1, 0), (0, 0, 0)), 1),
-    "sobel_x": _scaled(((-1, 0, 1), (-2, 0, 2), (-1, 0, 1)), 8),
-    "sobel_y": _scaled(((-1, -2, -1), (0, 0, 0), (1, 2, 1)), 8),
-    "laplacian": _scaled(((1, 2, 1), (2, -12, 2), (1, 2, 1)), 8),
-}
-"""The named filters. Sobel-x grows to the right, Sobel-y downwards."""
+__all__ = [
+    "ACTIVATIONS",
+    "ALIVE",
+    "CHANNELS",
+    "FILTERS",
+    "PADDINGS",
+    "RULES",
+    "TUTORIAL",
+    "Rule",
+    "Taps",
+]
 
 PADDINGS = ("zeros", "circular", "reflect", "replicate")
 ALIVE = ("both", "before", "after", "none")
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid")
 
-MAX_FILTERS = 16
 MAX_LAYERS = 8
 MAX_WIDTH = 8192
 
@@ -42,6 +36,24 @@ MAX_WIDTH = 8192
 @dataclass(frozen=True)
 class Rule:
     """What every cell does in a step. A value: two rules with equal fields are equal.
+
+    Which backend computes which rule (`NeuralCA.explain` says it of a model):
+
+        what                                    reference  torch      cpp        triton
+        the tutorial's rule, any hidden width   yes        yes        yes        yes
+        up to four fixed filters, any 3x3 taps  yes        yes        yes        no
+        more filters                            yes        yes        no         no
+        learn_filters                           yes        yes        no         no
+        padding circular                        yes        yes        yes        no
+        padding reflect, replicate              yes        yes        yes        no
+        alive none                              yes        yes        yes        no
+        alive before, after                     yes        yes        yes        no
+        another alive_threshold                 yes        yes        yes        no
+        no hidden layer, or several             yes        yes        no         no
+        another activation                      yes        yes        no         no
+        no final_bias                           yes        yes        yes        no
+        inputs                                  yes        yes        yes        no
+        clamp, step_size                        yes        yes        yes        no
 
     Args:
         filters: what each channel is seen through, 1 to 16 of them: names of `FILTERS`, or 3x3
@@ -66,6 +78,7 @@ class Rule:
     Attributes:
         changed: names of the fields that are not the tutorial's.
         json: what `to_dict` returns, as text.
+        least_channels: how many channels a state must have.
 
     Raises:
         TypeError: a field has another type.
@@ -85,12 +98,13 @@ class Rule:
     step_size: float = 1.0
     changed: ClassVar[tuple[str, ...]]
     json: ClassVar[str]
+    least_channels: ClassVar[int]
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        put("filters", _check_filters(self.filters))
+        put("filters", check_filters(self.filters))
         put("hidden", _check_hidden(self.hidden))
         for name in ("learn_filters", "final_bias"):
             if not isinstance(getattr(self, name), bool):
@@ -98,8 +112,8 @@ class Rule:
         _check_choice("padding", self.padding, PADDINGS)
         _check_choice("alive", self.alive, ALIVE)
         _check_choice("activation", self.activation, ACTIVATIONS)
-        put("alive_threshold", _check_number("alive_threshold", self.alive_threshold))
-        put("step_size", _check_number("step_size", self.step_size))
+        put("alive_threshold", check_number("alive_threshold", self.alive_threshold))
+        put("step_size", check_number("step_size", self.step_size))
         if self.alive_threshold < 0:
             raise ValueError(f"alive_threshold must be at least 0, got {self.alive_threshold}")
         if self.step_size <= 0:
@@ -111,6 +125,7 @@ class Rule:
         put("clamp", _check_clamp(self.clamp))
         if self.alive == "none":  # it has no meaning, and must not tell equal rules apart
             put("alive_threshold", type(self).alive_threshold)
+        put("least_channels", self.inputs + (1 if self.alive == "none" else ALPHA + 1))
         put("json", json.dumps(self.to_dict()))
         put("changed", tuple(f.name for f in fields(self) if getattr(self, f.name) != f.default))
 
@@ -144,18 +159,10 @@ class Rule:
             )
         return replace(self, hidden=(hidden_dim,))
 
-    def shapes(
-        self, num_channels: int, hidden: tuple[int, ...] | None = None
-    ) -> dict[str, tuple[int, ...]]:
-        """Return the entries of a model's `state_dict` and their shapes, in their order.
-
-        Args:
-            num_channels: channels of the state.
-            hidden: widths to take in place of the rule's.
-        """
+    def shapes(self, num_channels: int) -> dict[str, tuple[int, ...]]:
+        """Return the entries of a model's `state_dict` and their shapes, in their order."""
         features = num_channels * len(self.filters)
-        hidden = self.hidden if hidden is None else hidden
-        widths = (features, *hidden, num_channels - self.inputs)
+        widths = (features, *self.hidden, num_channels - self.inputs)
         shapes: dict[str, tuple[int, ...]] = {"perception.filters": (features, 1, 3, 3)}
         for number, (before, after) in enumerate(pairwise(widths)):
             shapes[f"update_net.{2 * number}.weight"] = (after, before, 1, 1)
@@ -169,10 +176,9 @@ class Rule:
         Raises:
             ValueError: it has too few channels.
         """
-        least = 1 if self.alive == "none" else ALPHA + 1
-        if num_channels - self.inputs < least:
+        if num_channels < self.least_channels:
             raise ValueError(
-                f"num_channels must be at least {least + self.inputs} for a rule with "
+                f"num_channels must be at least {self.least_channels} for a rule with "
                 f"alive={self.alive!r} and inputs={self.inputs}, got {num_channels}"
             )
 
@@ -198,43 +204,6 @@ class Rule:
         return f"Rule({', '.join(f'{name}={getattr(self, name)!r}' for name in self.changed)})"
 
 
-def _check_filters(filters: object) -> tuple[str | Taps, ...]:
-    """Return filters by name where they have one, and else as numbers."""
-    if isinstance(filters, str) or not isinstance(filters, Sequence):
-        raise TypeError(
-            f"filters must be a sequence of names or 3x3 numbers, got {filters!r}; names are "
-            f"{', '.join(FILTERS)}"
-        )
-    if not 1 <= len(filters) <= MAX_FILTERS:
-        raise ValueError(f"a rule has 1 to {MAX_FILTERS} filters, got {len(filters)}")
-    return tuple(_check_filter(each) for each in filters)
-
-
-def _check_filter(found: Any) -> str | Taps:
-    if isinstance(found, str):
-        if found not in FILTERS:
-            raise ValueError(
-                f"filters are {', '.join(FILTERS)} or 3x3 numbers, got the name {found!r}"
-            )
-        return found
-    if hasattr(found, "tolist"):  # a tensor or an array
-        found = found.tolist()
-    rows = isinstance(found, Sequence) and len(found) == 3
-    if not rows or not all(isinstance(row, Sequence) and len(row) == 3 for row in found):
-        raise ValueError(f"a filter is a name or three rows of three numbers, got {found!r}")
-    taps = _scaled([[_to_float32(tap) for tap in row] for row in found], 1)
-    return next((name for name, known in FILTERS.items() if known == taps), taps)
-
-
-def _to_float32(tap: object) -> float:
-    """Return a tap as the module's filters hold it, so that every dtype and backend agrees."""
-    number = _check_number("a filter's tap", tap)
-    try:
-        return float(struct.unpack("f", struct.pack("f", number))[0])
-    except OverflowError:
-        raise ValueError(f"a filter's tap must fit float32, got {number}") from None
-
-
 def _check_hidden(hidden: object) -> tuple[int, ...]:
     if isinstance(hidden, str) or not isinstance(hidden, Sequence):
         raise TypeError(f"hidden must be a sequence of widths, such as (128,), got {hidden!r}")
@@ -253,7 +222,7 @@ def _check_clamp(clamp: object) -> tuple[float, float] | None:
         return None
     if isinstance(clamp, str) or not isinstance(clamp, Sequence) or len(clamp) != 2:
         raise TypeError(f"clamp must be None or (lowest, highest), got {clamp!r}")
-    low, high = (_check_number("clamp", limit) for limit in clamp)
+    low, high = (check_number("clamp", limit) for limit in clamp)
     if not low <= 0 <= high or low == high:
         raise ValueError(f"clamp must be two limits with 0 between them, got {(low, high)}")
     return low, high
@@ -262,14 +231,6 @@ def _check_clamp(clamp: object) -> tuple[float, float] | None:
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _check_number(name: str, value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return float(value)
 
 
 def _to_json(value: Any) -> Any:

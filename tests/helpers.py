@@ -15,8 +15,10 @@ from torch import Tensor
 from fastnca import NeuralCA, get_visible_state, reference
 from fastnca.backends.base import BACKENDS, RolloutCall
 from fastnca.backends.cpp import cpp_reasons
+from fastnca.backends.cpp.rollout import compute
 from fastnca.masks import Updates
 from fastnca.recognition import parameters_of
+from fastnca.rule import TUTORIAL, Rule
 
 GROWN = Path(__file__).parent / "data" / "grown.safetensors"
 
@@ -76,6 +78,11 @@ def run_backend(model, backend: str, state: Tensor, updates: Updates) -> Tensor:
     """Compute a rollout with a backend, masks given or drawn; the reference does not step in."""
     call = RolloutCall(state, parameters_of(model), model.rule, updates)
     return BACKENDS[backend].run(call)
+
+
+def cpp_rollout(state: Tensor, parameters, updates: Updates, rule: Rule = TUTORIAL) -> Tensor:
+    """Compute a rollout with the compiled kernels, whatever they are given."""
+    return compute(RolloutCall(state, tuple(parameters), rule, updates))
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastnca import BackendError, NeuralCA, reference
 from fastnca.backends.choose import choose_backend
 from fastnca.backends.operators import rollout
-from fastnca.fixed_filters import _expected
+from fastnca.fixed_filters import expected_filters
 from tests.helpers import ACTIVE, CPU_DEFAULT, compiled, copy_weights, excite, operators_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")  # torch 2.14
@@ -167,7 +167,7 @@ def test_jit_trace_records_the_reference_operators(model, state, frozen):
 @pytest.mark.parametrize("call", [lambda m, s: m(s), lambda m, s: m.run_steps(s, 2, seed=1)])
 def test_a_call_with_fake_tensors_leaves_nothing_behind(model, state, call):
     expected = call(model.eval(), state)
-    _expected.cache_clear()
+    expected_filters.cache_clear()
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = call(model, mode.from_tensor(state))
         assert fake.shape == state.shape

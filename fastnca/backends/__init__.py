@@ -92,4 +92,5 @@ def requested_backend(argument: str) -> str:
         return argument
     if _chosen != "auto":
         return _chosen
-    return check_backend(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE)
+    named = os.environ.get(ENVIRONMENT_VARIABLE)
+    return check_backend(named, ENVIRONMENT_VARIABLE) if named else "auto"

@@ -114,7 +114,9 @@ def exact_reasons(call: RolloutCall) -> list[str]:
     if call.single and torch.compiler.is_compiling():
         return ["torch.compile traces the reference operators of a single step"]
     state = call.state
-    reasons = precision_reasons(call.precision)
+    reasons = []
+    if call.precision not in ("auto", "ieee"):
+        reasons += precision_reasons(call.precision)
     if state.dtype not in (torch.float32, torch.float64):
         reasons.append(f"states must be float32 or float64, got {state.dtype}")
     if torch.is_autocast_enabled(state.device.type):

@@ -1,7 +1,6 @@
 """Which backend computes a call, and why not a faster one."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ from fastnca.backends.cpp import Cpp
 from fastnca.backends.torch_active import TorchActive
 from fastnca.backends.triton_fused import TritonFused
 from fastnca.masks import Updates
-from fastnca.recognition import hooked, model_reasons
+from fastnca.recognition import model_reasons
 
 if TYPE_CHECKING:
     from fastnca.module import NeuralCA
@@ -79,19 +78,24 @@ def choose(model: "NeuralCA", argument: str, call: RolloutCall) -> Backend | Non
     if name != "auto":
         return _insist(name, model, call)
     state = call.state
-    only = [each for each in BACKENDS.values() if call.precision in each.precisions]
+    only: list[Backend] = []
+    if call.precision not in ("auto", "ieee"):
+        only = [each for each in BACKENDS.values() if call.precision in each.precisions]
     compiling = torch.compiler.is_compiling()
     seen = [] if compiling else _call_reasons(state)
-    # the flag, because torch.compile of torch 2.11 takes is_exporting() for true
-    if not only and (torch.compiler._is_exporting_flag if compiling else _is_observed(seen)):
-        return None
+    if not only:
+        # the flag, because torch.compile of torch 2.11 takes is_exporting() for true
+        if torch.compiler._is_exporting_flag if compiling else seen:
+            return None
+        if not compiling and (forward_ad._current_level >= 0 or _len_torch_dispatch_stack()):
+            return None
     refused: list[tuple[str, list[str]]] = []
     common: list[str] | None = None
     for backend in only or BACKENDS.values():
         if not only and state.device.type not in backend.devices:
             continue
         if common is None:
-            common = _common_reasons(model, call, seen)
+            common = seen or model_reasons(model, call.single)
         reasons = common or backend.refuses(call)
         if not reasons:
             if call.single and state.numel() < backend.least_cells * state.shape[1]:
@@ -103,7 +107,7 @@ def choose(model: "NeuralCA", argument: str, call: RolloutCall) -> Backend | Non
     if only:
         advice = f"precision='{call.precision}' exists only there; use precision='auto'."
         raise BackendError(refused[0][0], refused[0][1], advice)
-    if refused and not compiling and not state.is_meta and state.numel() > 0:
+    if refused and not compiling:
         _log_once(logging.WARNING, "reference", refused[-1][0], tuple(refused[-1][1]))
     return None
 
@@ -148,7 +152,7 @@ def explain(model: "NeuralCA", state: Tensor) -> Explanation:
 def refusals(backend: Backend, model: "NeuralCA", call: RolloutCall) -> list[str]:
     """List why a backend cannot compute a call of a model; empty if it can."""
     seen = [] if torch.compiler.is_compiling() else _call_reasons(call.state)
-    return _common_reasons(model, call, seen) or backend.refuses(call)
+    return seen or model_reasons(model, call.single) or backend.refuses(call)
 
 
 def _insist(name: str, model: "NeuralCA", call: RolloutCall) -> Backend | None:
@@ -163,32 +167,10 @@ def _insist(name: str, model: "NeuralCA", call: RolloutCall) -> Backend | None:
     return BACKENDS.get(name)
 
 
-def _common_reasons(model: "NeuralCA", call: RolloutCall, seen: list[str]) -> list[str]:
-    """List what keeps every backend but the reference from a call.
-
-    Args:
-        model: the model that is called.
-        call: what is to be computed.
-        seen: what `_call_reasons` says of its state.
-    """
-    state = call.state
-    if seen:
-        return seen
-    if state.is_meta:
-        return ["a state on the meta device has no values"]
-    reasons = ["the batch is empty"] if state.numel() == 0 else []
-    if not call.single and hooked(model):
-        reasons.append("the model has hooks, which a rollout would not call")
-    return reasons + model_reasons(model)
-
-
 def is_observed(state: Tensor) -> bool:
     """Tell whether a transform or a mode of torch is to see, or to replace, every operator."""
-    return _is_observed(_call_reasons(state))
-
-
-def _is_observed(seen: Sequence[str]) -> bool:
-    return bool(forward_ad._current_level >= 0 or _len_torch_dispatch_stack() or seen)
+    modes = forward_ad._current_level >= 0 or _len_torch_dispatch_stack()
+    return bool(modes or _call_reasons(state))
 
 
 def _call_reasons(state: Tensor) -> list[str]:
@@ -208,7 +190,11 @@ def _call_reasons(state: Tensor) -> list[str]:
         reasons.append("the state is left over from a transform of torch.func")
     elif state.layout is not torch.strided:
         reasons.append(f"the state has layout {state.layout}, and must be dense")
-    return reasons
+    if reasons:
+        return reasons
+    if state.is_meta:
+        return ["a state on the meta device has no values"]
+    return ["the batch is empty"] if 0 in state.shape else []
 
 
 @lru_cache(maxsize=64)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def advance_one_step(model: "NeuralCA", state: Tensor, update_rate: float) -> Tensor:
     """Compute `NeuralCA.forward`."""
-    _check(model, state, update_rate)
+    check_state(state, model)
+    check_update_rate(update_rate)
     call = RolloutCall(state, (), model.rule, Updates(1), model.precision, single=True)
     backend = choose(model, model.backend, call)
     mask = None
@@ -43,18 +44,25 @@ def advance(
     checkpoint_every: int = 1,
 ) -> Tensor:
     """Compute `NeuralCA.run_steps`; the seed of `updates` is what was asked for."""
-    _check(model, state, updates.update_rate)
-    check_steps(updates.first_step, updates.steps)
-    check_count(checkpoint_every, "checkpoint_every", least=1)
+    check_state(state, model)
+    steps, _, seed, first_step, update_rate, _ = updates
+    if not 0.0 <= update_rate <= 1.0:
+        check_update_rate(update_rate)
+    if not (type(steps) is type(first_step) is int and 0 <= steps < 2**62 > first_step >= 0):
+        check_steps(first_step, steps)
+    if checkpoint_every != 1:
+        check_count(checkpoint_every, "checkpoint_every", least=1)
     call = RolloutCall(state, (), model.rule, updates, model.precision, checkpoint_every)
     backend = choose(model, model.backend, call)
-    seed = _choose_seed(model, updates.seed, state, backend)
-    return _run(model, backend, call._replace(updates=updates._replace(seed=seed)))
+    if type(seed) is not int or backend is None or not model.training or not 0 <= seed < 2**63:
+        updates = updates._replace(seed=_choose_seed(model, seed, state, backend))
+    return _run(model, backend, call._replace(updates=updates))
 
 
 def iterate(model: "NeuralCA", state: Tensor, updates: Updates, every: int) -> Iterator[Tensor]:
     """Compute `NeuralCA.trajectory`; errors come at the call."""
-    _check(model, state, updates.update_rate)
+    check_state(state, model)
+    check_update_rate(updates.update_rate)
     check_steps(0, updates.steps)
     check_count(every, "every", least=1)
     call = RolloutCall(state, (), model.rule, updates, model.precision)
@@ -72,17 +80,6 @@ def iterate(model: "NeuralCA", state: Tensor, updates: Updates, every: int) -> I
             yield now
 
     return states()
-
-
-def _check(model: "NeuralCA", state: Tensor, update_rate: float) -> None:
-    """Check state and update rate against a model."""
-    perception = model._modules.get("perception")  # faster than the attributes
-    like: Tensor | None = None if perception is None else perception._parameters.get("filters")
-    if like is None:
-        filters = getattr(getattr(model, "perception", None), "filters", None)
-        like = filters if isinstance(filters, Tensor) else next(model.parameters(), state)
-    check_state(state, model.num_channels, like, model.rule.padding)
-    check_update_rate(update_rate)
 
 
 def _run(model: "NeuralCA", backend: Backend | None, call: RolloutCall) -> Tensor:

@@ -9,15 +9,13 @@ The algorithm is that of the `torch` backend, `fastnca.backends.torch_active`; t
 it is laid out.
 """
 
-from torch import Tensor
-
 from fastnca.backends.base import ExactBackend, RolloutCall, exact_reasons
 from fastnca.backends.cpp.build import cpp_reasons
-from fastnca.backends.cpp.rollout import cpp_rollout
+from fastnca.backends.cpp.rollout import compute
 from fastnca.backends.cpp.rules import rule_reasons
 from fastnca.backends.cpp.threads import reserved_threads
 
-__all__ = ["Cpp", "cpp_reasons", "cpp_rollout", "reserved_threads", "rule_reasons"]
+__all__ = ["Cpp", "cpp_reasons", "reserved_threads", "rule_reasons"]
 
 # torch.compile takes the machine as it finds it while it traces. This is
 # torch.compiler.assume_constant_result, which would import the whole compiler here.
@@ -30,6 +28,8 @@ class Cpp(ExactBackend):
     name = "cpp"
     devices = frozenset(("cpu",))
 
+    compute = staticmethod(compute)
+
     def refuses(self, call: RolloutCall) -> list[str]:
         """See `fastnca.backends.base.Backend`."""
         reasons = exact_reasons(call)
@@ -40,7 +40,3 @@ class Cpp(ExactBackend):
         if not reasons:
             reasons += cpp_reasons(call.state.dtype)
         return reasons
-
-    def compute(self, call: RolloutCall) -> Tensor:
-        """See `fastnca.backends.base.Backend.run`."""
-        return cpp_rollout(call.state, call.parameters, call.updates.on_host(), call.rule)

@@ -3,17 +3,18 @@
 import ctypes
 import itertools
 import math
-from collections.abc import Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from fastnca.backends.autograd import Grads, check_saved, dense, kinds, refuse_saved
 from fastnca.backends.cpp.build import cpp_library
-from fastnca.backends.cpp.rules import CRule, c_rule, rule_reasons
-from fastnca.backends.cpp.threads import thread_count
+from fastnca.backends.cpp.rules import CRule, c_rule
+from fastnca.backends.cpp.threads import reserved, thread_count
 from fastnca.checks import (
     MOST_WEIGHT,
     OutOfRangeError,
@@ -35,6 +36,8 @@ _ALIGNMENT = 64
 _OUT_OF_RANGE, _OUT_OF_MEMORY, _DAMAGED = 1, 2, 3  # what a function returns; 0 if all went well
 _PIECE = 1 << 19  # bytes that are kept for the backward pass, at once
 _SINGLE_PIECE = 1 << 16  # the same for a single step
+
+_limit = lru_cache(maxsize=64)(threshold)
 
 _Allocate = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64))
 
@@ -88,6 +91,7 @@ class Kept:
         self.library.fastnca_release(self.address)
 
 
+@dataclass
 class _Memory:
     """Memory that a forward pass asks for, from several threads at a time.
 
@@ -96,10 +100,9 @@ class _Memory:
         failed: what was raised; it would get lost on its way through C.
     """
 
-    def __init__(self) -> None:
-        self.pieces: dict[int, Tensor] = {}
-        self.failed: list[BaseException] = []
-        self._numbers = itertools.count()
+    pieces: dict[int, Tensor] = field(default_factory=dict)
+    failed: list[BaseException] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def allocate(self, size: int, number: Any) -> int:
         """Return the address of a new piece and set its number; null if there is none."""
@@ -151,24 +154,35 @@ def forward(
         TypeError: a dtype or a layout does not fit.
         ValueError: a shape, a device or a number does not fit.
     """
-    _check(state, parameters, updates, rule)
+    steps, masks, seed, first_step, update_rate, _ = updates
+    told = c_rule(rule)
+    check_rollout(state, parameters, rule)
+    if state.device.type != "cpu" or (state.shape[2] + 2) * (state.shape[3] + 2) > _MOST_CELLS:
+        _refuse_grid(state)
+    if not (type(steps) is type(first_step) is int and 0 <= steps < 2**62 > first_step >= 0):
+        check_steps(first_step, steps)
+    if masks is not None:
+        _check_masks(masks, steps, state.shape)
+        masks = masks.contiguous()
     library = _library(state.dtype)
-    state = dense(state.detach())
-    weights = [dense(parameter.detach()) for parameter in parameters]
-    masks = None if updates.given is None else updates.given.contiguous()
+    tensors = []
+    for tensor in (state, *parameters):
+        tensors.append(tensor.detach().resolve_neg().contiguous())
+    state, *weights = tensors
     memory = _Memory()
     result = torch.empty_like(state)
-    call = _call(state.shape, weights[1].shape[0])
-    call.steps = updates.steps
-    call.state = state.data_ptr()
-    call.weight1, call.bias1, call.weight2 = (w.data_ptr() for w in weights[:3])
+    batch, channels, height, width = state.shape
+    call = _Call(batch, channels, weights[1].shape[0], height, width, steps, state.data_ptr())
+    call.threads = reserved.get() or torch.get_num_threads()
+    call.weight1, call.bias1 = weights[0].data_ptr(), weights[1].data_ptr()
+    call.weight2 = weights[2].data_ptr()
     call.bias2 = weights[3].data_ptr() if rule.final_bias else None
-    call.rule = c_rule(rule)
+    call.rule = told
     call.masks = None if masks is None else masks.data_ptr()
-    call.random = updates.seed is not None
-    call.seed = updates.seed or 0
-    call.first_step = updates.first_step
-    call.limit = threshold(updates.update_rate)
+    call.random = seed is not None
+    call.seed = seed or 0
+    call.first_step = first_step
+    call.limit = _limit(update_rate)
     call.largest_weight = MOST_WEIGHT
     if keep:
         call.allocate = _Allocate(memory.allocate)
@@ -238,28 +252,23 @@ def backward(
     return grads
 
 
-def _check(state: Tensor, parameters: Parameters, updates: Updates, rule: Rule) -> None:
-    """Refuse what the compiled functions cannot read; see `forward`."""
-    if reasons := rule_reasons(rule):
-        raise ValueError("; ".join(reasons))
-    check_rollout(state, parameters, rule)
-    batch, _, height, width = state.shape
+def _refuse_grid(state: Tensor) -> NoReturn:
+    """Say what the compiled functions cannot read of a state `[B, C, H, W]`."""
     if state.device.type != "cpu":
         raise ValueError(f"the cpp backend runs on a CPU, and the state is on {state.device}")
-    if (height + 2) * (width + 2) > _MOST_CELLS:
-        raise ValueError(
-            f"a grid of the cpp backend must have fewer than 2^31 cells, got {height}x{width}"
-        )
-    check_steps(updates.first_step, updates.steps)
-    masks = updates.given
-    if masks is not None:
-        check_like(masks, torch.empty(0, dtype=torch.bool, device="cpu"), "the masks")
-        check_memory(masks, "the masks")
-        if masks.shape != (updates.steps, batch, height, width):
-            raise ValueError(
-                f"the masks must be {[updates.steps, batch, height, width]}, got "
-                f"{list(masks.shape)}"
-            )
+    height, width = state.shape[2:]
+    raise ValueError(
+        f"a grid of the cpp backend must have fewer than 2^31 cells, got {height}x{width}"
+    )
+
+
+def _check_masks(masks: Tensor, steps: int, shape: Sequence[int]) -> None:
+    """Refuse masks that are not `[steps, B, H, W]` bool for states of `shape`."""
+    check_like(masks, torch.empty(0, dtype=torch.bool, device="cpu"), "the masks")
+    check_memory(masks, "the masks")
+    expected = (steps, shape[0], shape[2], shape[3])
+    if masks.shape != expected:
+        raise ValueError(f"the masks must be {list(expected)}, got {list(masks.shape)}")
 
 
 def _aligned(piece: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastnca.backends.autograd import (
     Grads,
@@ -12,24 +13,16 @@ from fastnca.backends.autograd import (
     refuse_tangents,
     savable,
 )
+from fastnca.backends.base import RolloutCall
 from fastnca.backends.cpp import library
-from fastnca.checks import Parameters
-from fastnca.masks import Updates
-from fastnca.rule import TUTORIAL, Rule
 
 
-def cpp_rollout(
-    state: Tensor, parameters: Parameters, updates: Updates, rule: Rule = TUTORIAL
-) -> Tensor:
+def compute(call: RolloutCall) -> Tensor:
     """Advance a state by several steps, as one autograd node.
 
     Args:
-        state: `[B, C, H, W]` float32 or float64 on the CPU, any strides.
-        parameters: weight and bias of the two 1x1 convolutions, for K filters and n channels that
-            are no inputs `[hidden, K*C, 1, 1]`, `[hidden]`, `[n, hidden, 1, 1]`, `[n]`, of the
-            state's dtype; the last one only if the rule has a final bias.
-        updates: at least one step.
-        rule: one that has no `rule_reasons`.
+        call: a state `[B, C, H, W]`, float32 or float64 on the CPU, with any strides; parameters of
+            its dtype; at least one step; a rule that has no `rule_reasons`.
 
     Returns:
         `[B, C, H, W]`, contiguous.
@@ -41,10 +34,18 @@ def cpp_rollout(
         TypeError: a dtype or a layout does not fit.
         ValueError: a shape, a device or a number does not fit.
     """
-    refuse_tangents("cpp", (state, *parameters))
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (state, *parameters)):
-        result: Tensor = _Rollout.apply(savable(state), *parameters, updates, rule)
-        return result
+    state, parameters, rule, updates = call[:4]
+    if updates.device_steps is not None or isinstance(updates.seed, Tensor):
+        updates = updates.on_host()
+    if forward_ad._current_level >= 0:
+        refuse_tangents("cpp", (state, *parameters))
+    if state.is_inference():
+        state = savable(state)
+    if torch.is_grad_enabled():
+        for tensor in (state, *parameters):
+            if tensor.requires_grad:
+                result: Tensor = _Rollout.apply(state, *parameters, updates, rule)
+                return result
     return library.forward(state, parameters, updates, keep=False, rule=rule)[0]
 
 

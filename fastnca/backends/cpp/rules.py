@@ -1,6 +1,7 @@
 """Which rules the compiled kernels compute, and how they are told."""
 
 import ctypes
+from functools import lru_cache
 
 from fastnca.rule import PADDINGS, Rule
 
@@ -37,8 +38,15 @@ def rule_reasons(rule: Rule) -> list[str]:
     return reasons
 
 
+@lru_cache(maxsize=64)
 def c_rule(rule: Rule) -> CRule:
-    """Return a rule that the kernels compute, as they are told."""
+    """Return a rule as the kernels are told.
+
+    Raises:
+        ValueError: they do not compute it.
+    """
+    if reasons := rule_reasons(rule):
+        raise ValueError("; ".join(reasons))
     found = CRule(
         filters=len(rule.filters),
         padding=PADDINGS.index(rule.padding),

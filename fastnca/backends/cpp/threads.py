@@ -6,12 +6,13 @@ from contextvars import ContextVar
 
 import torch
 
-_reserved: ContextVar[int | None] = ContextVar("_reserved", default=None)
+reserved: ContextVar[int | None] = ContextVar("reserved", default=None)
+"""How many threads are left to the compiled functions; None where torch's are theirs."""
 
 
 def thread_count() -> int:
     """Return how many threads a call of the compiled functions takes."""
-    return _reserved.get() or torch.get_num_threads()
+    return reserved.get() or torch.get_num_threads()
 
 
 @contextmanager
@@ -22,10 +23,10 @@ def reserved_threads() -> Iterator[None]:
     more to do, and take cores from a rollout that follows.
     """
     threads = torch.get_num_threads()
-    token = _reserved.set(thread_count())
+    token = reserved.set(thread_count())
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        _reserved.reset(token)
+        reserved.reset(token)
