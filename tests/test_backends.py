@@ -1,15 +1,19 @@
 """The choice of a backend, and refusals in a sentence."""
 
 import logging
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn as nn
 
-from fastnca import BackendError, NeuralCA, use_backend
+from fastnca import BackendError, NeuralCA, Rule, backends, use_backend
+from fastnca.backends import choose
+from fastnca.backends.base import BACKENDS, register
 from fastnca.backends.choose import choose_backend
 from fastnca.backends.triton_fused.support import interpreter_reasons, size_reasons
-from tests.helpers import CPU_DEFAULT, copy_weights, excite
+from tests.helpers import COMPILED, CPU_DEFAULT, copy_weights, excite
 
 STATE = torch.rand(1, 16, 5, 5)
 
@@ -169,3 +173,95 @@ def test_sizes_that_a_compute_capability_cannot_hold():
         assert size_reasons("fp16", 32, 256, capability)
         assert size_reasons("ieee", 32, 128, capability)
     assert not size_reasons("fp16", 32, 256, 9)
+
+
+class Doubled:
+    """A backend of a test: twice the state, for one hidden layer and the tutorial's padding."""
+
+    name = "doubled"
+    devices = frozenset(("cpu",))
+    precisions: frozenset[str] = frozenset()
+    draws_masks = False
+    least_cells = 0
+
+    def refuses(self, call):
+        padding = call.rule.padding
+        return [] if padding == "zeros" else [f"padding={padding!r}: doubled computes zeros"]
+
+    def run(self, call):
+        return 2 * call.state
+
+
+@pytest.fixture
+def doubled():
+    before = dict(BACKENDS), list(backends._names)
+    register(Doubled())
+    yield
+    BACKENDS.clear()
+    BACKENDS.update(before[0])
+    backends._names[:] = before[1]
+
+
+def test_a_backend_is_registered_in_one_line(doubled):
+    model = NeuralCA(backend="doubled")
+    for end in (model(STATE), model.run_steps(STATE, 3), list(model.trajectory(STATE, 1))[-1]):
+        assert torch.equal(end, 2 * STATE)
+    with use_backend("doubled"):
+        assert chosen(NeuralCA()) == "doubled"
+    assert chosen(NeuralCA()) == CPU_DEFAULT  # the others are faster
+    with pytest.raises(BackendError, match=r"padding='circular': doubled computes zeros"):
+        NeuralCA(rule=Rule(padding="circular"), backend="doubled")(STATE)
+
+
+def test_an_explanation_names_the_backend_and_what_keeps_the_faster_ones():
+    model = NeuralCA(rule=Rule(learn_filters=True, padding="circular"))
+    found = model.explain(STATE)
+    assert found.backend == "torch"
+    assert list(found.refused) == ["triton", "cpp"]
+    assert found.refused["cpp"] == ["learn_filters=True: the cpp backend computes fixed filters"]
+    assert "padding='circular': the fused kernels" in str(found)
+    assert str(found).startswith("torch computes it\ntriton does not: ")
+    asked = NeuralCA(backend="reference").explain(STATE)
+    assert asked.backend == "reference"
+    assert asked.refused["torch"] == ["backend='reference' was asked for"]
+    changed = NeuralCA()
+    changed.update_net[1] = nn.Tanh()
+    reasons = changed.explain(STATE).refused["torch"]
+    assert reasons == [
+        "update_net has Tanh() where the rule has ReLU; use Rule(activation=...)",
+    ]
+
+
+def test_the_reference_is_said_to_be_taken_once(caplog):
+    choose._log_once.cache_clear()
+    model = NeuralCA()
+    model.update_net[1] = nn.Tanh()
+    with caplog.at_level(logging.INFO, logger="fastnca"):
+        for _ in range(3):
+            model.run_steps(STATE, 2)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "the reference backend is used" in record.getMessage()
+    assert "Rule(activation=...)" in record.getMessage()
+
+
+@COMPILED
+def test_few_functions_are_entered_before_the_compiled_rollout():
+    """Named functions of the package, up to the first memory that the C++ code asks for."""
+    model, entered = NeuralCA(), []
+
+    def profile(frame, event, argument):
+        code = frame.f_code
+        if event == "call" and "fastnca" in Path(code.co_filename).parts and code.co_name[0] != "<":
+            entered.append(code.co_name)
+
+    def run():
+        return model.run_steps(STATE, 2, seed=1)
+
+    run()
+    sys.setprofile(profile)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    assert len(entered[: entered.index("allocate")]) <= 20, entered
