@@ -105,8 +105,8 @@ def make(rule: Rule, shape, hidden=9, seed=0, dtype=torch.float64, scale=0.3):
     parameters = [scale * torch.randn(s, generator=generator, dtype=dtype) for s in shapes]
     state = torch.rand(shape, generator=generator, dtype=dtype)
     if rule.alive != "none":
-        living = torch.rand(batch, height, width, generator=generator, dtype=dtype) < 0.4
-        state[:, 3] *= living
+        living = torch.rand(batch, 1, height, width, generator=generator, dtype=dtype) < 0.4
+        state[:, 3:4] *= living
         state[: batch // 2, :own, : height // 2] = 0
     return state, parameters[: 4 if rule.final_bias else 3]
 

@@ -13,13 +13,15 @@ import torch
 import torch.nn as nn
 
 from fastnca import NeuralCA, reference
-from fastnca.backends.cpp import library
+from fastnca.backends.cpp import library, rule_reasons
 from fastnca.backends.operators import rollout, rollout_gradients
 from fastnca.backends.torch_active import active_rollout
 from fastnca.backends.triton_fused import fused_reasons, fused_rollout
 from fastnca.checks import OutOfRangeError
-from fastnca.masks import Updates
+from fastnca.masks import Updates, update_masks
+from fastnca.rule import ALIVE, PADDINGS, Rule
 from tests.helpers import COMPILED, PARAMETERS
+from tests.test_cpp_rules import SKEW, VARIANTS, expected_rollout, make
 
 FEW = 200
 MANY = pytest.param(2000, marks=pytest.mark.long)
@@ -176,6 +178,60 @@ def test_active_rollout(count):
 
 @COMPILED
 @pytest.mark.parametrize("count", [FEW, MANY])
+def test_cpp_forward_with_other_rules(count):
+    """Any rule with tensors that fit it, another one, or none."""
+    rng = random.Random("rules")
+    computed = 0
+    for number in range(count):
+        rule = any_rule(rng)
+        other = rule if rng.random() < 0.5 else any_rule(rng)
+        channels = rng.choice((1, 3, 5, 8, 9, 17))
+        height, width = rng.choice((1, 2, 3, 6)), rng.choice((1, 2, 5))
+        if channels <= other.inputs:
+            continue
+        state, parameters = make(other, (2, channels, height, width), seed=number)
+        if rng.random() < 0.2:
+            which = rng.randrange(len(parameters))
+            parameters[which] = spoil(rng, parameters[which])
+        updates = Updates(2, None, 5, 0, 0.5)
+
+        def call(state=state, parameters=parameters, rule=rule, updates=updates):
+            end, kept, pieces = library.forward(state, parameters, updates, True, rule)
+            return [end, *library.backward(kept, pieces, end, True, True)]
+
+        found = outcome(call)
+        if isinstance(found, Exception):
+            assert str(found) or isinstance(found, OutOfRangeError)
+            continue
+        assert not rule_reasons(rule)
+        masks = update_masks(5, 0, 2, state.shape, 0.5)
+        expected = expected_rollout(state, parameters, masks, rule)
+        same(found[0], expected, 1e-9)
+        assert [g.shape for g in found[1:]] == [t.shape for t in (state, *parameters)]
+        computed += 1
+    assert computed > count / 10
+
+
+def any_rule(rng):
+    """Return a rule, one in four of which the kernels do not compute."""
+    named = ("identity", "sobel_x", "sobel_y", "laplacian", SKEW)
+    return Rule(
+        filters=tuple(rng.choices(named, k=rng.choice((1, 2, 3, 3, 4, 4, 4, 5)))),
+        learn_filters=rng.random() < 0.05,
+        padding=rng.choice(PADDINGS),
+        alive=rng.choice(ALIVE),
+        alive_threshold=rng.choice((0.0, 0.1, 1e30)),
+        hidden=rng.choice(((9,), (9,), (9,), (9,), (9,), (), (9, 9))),
+        activation=rng.choice(("relu", "relu", "relu", "relu", "relu", "tanh")),
+        final_bias=rng.random() < 0.5,
+        inputs=rng.choice((0, 0, 1, 4)),
+        clamp=rng.choice((None, None, (-1.0, 0.5), (0.0, 1e30))),
+        step_size=rng.choice((1.0, 1.0, 1.0, 0.5, 1e-30, 1e30)),
+    )
+
+
+@COMPILED
+@pytest.mark.parametrize("count", [FEW, MANY])
 def test_masks_and_numbers_of_cpp_forward(count):
     rng = random.Random("masks")
     batch, height, width = SIZE
@@ -212,11 +268,12 @@ def test_cpp_backward(count):
     """Gradients and saved memory that hooks may have replaced."""
     rng = random.Random("backward")
     computed = 0
-    for _ in range(count):
-        state, *parameters = tensors(rng)
-        _, kept, pieces = library.forward(
-            state, tuple(parameters), Updates(2, None, 5, 0, 0.5), True
-        )
+    for number in range(count):
+        rule = rng.choice(list(VARIANTS.values()))
+        size = (66, 64) if number % 25 == 0 else (4, 6)  # a large grid is shared by threads
+        state, parameters = make(rule, (1, 7, *size), seed=number, dtype=torch.float32)
+        updates = Updates(2, None, 5, 0, 0.5)
+        _, kept, pieces = library.forward(state, parameters, updates, True, rule)
         grad = torch.rand(state.shape)
         expected = library.backward(kept, pieces, grad, True, True)
         given, memory = grad, list(pieces)

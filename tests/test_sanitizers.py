@@ -17,7 +17,13 @@ from fastnca.backends.cpp import build
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parent.parent
-FILES = ("test_cpp.py", "test_active.py", "test_masks.py", "test_native_fuzz.py")
+FILES = (
+    "test_cpp.py",
+    "test_cpp_rules.py",
+    "test_active.py",
+    "test_masks.py",
+    "test_native_fuzz.py",
+)
 COMPILER = (
     "g++",
     "-fsanitize=address,undefined",
