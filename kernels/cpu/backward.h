@@ -31,7 +31,7 @@ class Differentiator {
         : grid_(grid),
           weights_(weights),
           team_(team),
-          tiles_(team.size(), Tile<T>(weights)),
+          tiles_(make_tiles(weights, team.size())),
           rows_(grid.rows() * weights.stride),
           grad_(grid.rows() * weights.stride),
           live_(grid.height * grid.width) {}

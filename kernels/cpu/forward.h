@@ -46,7 +46,7 @@ class Stepper {
           threshold_(static_cast<T>(weights.rule.threshold)),
           arena_(arena),
           team_(team),
-          tiles_(team.size(), Tile<T>(weights)),
+          tiles_(make_tiles(weights, team.size())),
           rows_(grid.rows() * weights.stride),
           visible_(grid),
           occupied_(grid),

@@ -219,4 +219,13 @@ class Tile {
     Array<T> features_, hidden_, grad_hidden_, delta_;
 };
 
+// Return tiles for so many threads.
+template <typename T>
+std::vector<Tile<T>> make_tiles(const Weights<T> &weights, int64_t count) {
+    std::vector<Tile<T>> tiles;
+    tiles.reserve(count);
+    while (static_cast<int64_t>(tiles.size()) < count) tiles.emplace_back(weights);
+    return tiles;
+}
+
 }  // namespace fastnca

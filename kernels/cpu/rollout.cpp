@@ -56,10 +56,11 @@ bool weights_in_range(const fastnca_rollout &call) {
     };
     const Rule &rule = call.rule;
     const int64_t own = call.channels - rule.inputs;
+    const double step_size = std::max(1.0, rule.step_size);
     return fits(rule.taps[0], rule.filters * TAPS) &&
            fits(call.weight1, call.hidden * rule.filters * call.channels) &&
-           fits(call.bias1, call.hidden) && fits(call.weight2, own * call.hidden, rule.step_size) &&
-           (!call.bias2 || fits(call.bias2, own, rule.step_size));
+           fits(call.bias1, call.hidden) && fits(call.weight2, own * call.hidden, step_size) &&
+           (!call.bias2 || fits(call.bias2, own, step_size));
 }
 
 // How many teams take the `count` grids, or groups of them, of a batch. Where the teams divide
@@ -69,6 +70,13 @@ int64_t count_teams(const fastnca_rollout &call, const Rule &rule, int64_t count
     const bool dense = !rule.before && slots(grid_of(call, rule)) > 1;
     if (dense && count < 4 * call.threads) return std::gcd(count, call.threads);
     return std::min(count, call.threads);
+}
+
+// How many threads each of some teams has. To start them for a single step pays only if it is
+// large.
+int64_t count_members(const fastnca_rollout &call, int64_t teams, size_t steps) {
+    constexpr int64_t LARGE = 16384;
+    return steps > 1 || call.height * call.width >= LARGE ? call.threads / teams : 1;
 }
 
 // Advance grid `number`; write its last state into `result`.
@@ -105,8 +113,9 @@ Status forward(const fastnca_rollout &call, T *result, KeptBatch **kept) {
                              call.weight2, call.bias2),
                   std::vector<Kept>(call.allocate ? call.batch : 0)});
     const int64_t teams = count_teams(call, call.rule, call.batch);
+    const int64_t members = count_members(call, teams, call.steps);
     const Status status = share(call.batch, teams, [&] {
-        return [&, team = std::make_unique<Team>(call.threads / teams),
+        return [&, team = std::make_unique<Team>(members),
                 arena = Arena(call.allocate, call.piece_bytes)](int64_t number) mutable {
             return forward_grid(call, batch->weights, number, *team,
                                 call.allocate ? &arena : nullptr,
@@ -124,9 +133,10 @@ Status backward(const fastnca_rollout &call, const KeptBatch &kept, const uint8_
     const int64_t size = call.channels * call.height * call.width, count = slots(grid);
     const int64_t groups = std::min(call.batch, std::max<int64_t>(1, MOST_SUMS / count));
     const int64_t teams = count_teams(call, weights.rule, groups);
+    const int64_t members = count_members(call, teams, kept.grids[0].records.size());
     std::vector<Sums<T>> sums(grads ? groups * count : 0, Sums<T>(weights));
     const Status status = share(groups, teams, [&] {
-        auto team = std::make_unique<Team>(call.threads / teams);
+        auto team = std::make_unique<Team>(members);
         Differentiator<T> differentiator(grid, weights, *team);
         return [&, team = std::move(team),
                 differentiator = std::move(differentiator)](int64_t group) mutable -> Status {
