@@ -16,7 +16,16 @@ from fastnca import BackendError, NeuralCA
 from fastnca.backends.cpp import build, library
 from fastnca.checks import OutOfRangeError
 from fastnca.masks import Updates, update_masks
-from tests.helpers import COMPILED, copy_weights, excite, relative_error, roll_out, run_backend
+from tests.helpers import (
+    COMPILED,
+    copy_weights,
+    cpp_rollout,
+    excite,
+    relative_error,
+    roll_out,
+    run_backend,
+)
+from tests.test_cpp_rules import VARIANTS, differentiate, make
 
 ROOT = Path(__file__).parent.parent
 STATE = torch.rand(1, 16, 5, 5)
@@ -199,10 +208,12 @@ def test_a_gradient_that_is_not_finite_makes_all_of_them_nan(grown, value):
 def test_narrower_vectors_compute_the_same(options, tmp_path):
     """On processors without AVX-512, or without AVX, as far as this one can play them."""
     code = (
-        "import tests.test_cpp as t, torch\n"
+        "import tests.test_cpp as t, tests.test_cpp_rules as r, torch\n"
         "for shape in ((17, 33, (2, 9, 7)), (16, 128, (1, 12, 11))):\n"
         "    assert t.compare(*shape) <= 1e-10\n"
         "    assert t.compare(*shape, torch.float32) <= 1e-5\n"
+        "for rule in r.VARIANTS.values():\n"
+        "    assert r.compare(rule, (1, 7, 5, 4)) <= 1e-10\n"
         "print(t.bits())\n"
     )
     compiler = " ".join([*build._compiler(), options])
@@ -222,12 +233,20 @@ def test_narrower_vectors_compute_the_same(options, tmp_path):
 
 
 def bits():
-    """Return a digest of a state and its gradients, in float32."""
+    """Return a digest of states and their gradients for some rules, in float32."""
     torch.manual_seed(6)
     model = excite(NeuralCA(16, 128, backend="cpp"), 0.1)
     state = torch.rand(2, 16, 15, 13)
     outcome = roll_out(model, state, 4, 5)
-    tensors = (outcome.state, *outcome.gradients.values())
+    tensors = [outcome.state, *outcome.gradients.values()]
+    for name in ("texture", "four skew filters", "clamp, dense"):
+        rule, updates = VARIANTS[name], Updates(4, None, 5, 0, 0.5)
+        start, parameters = make(rule, (1, 12, 45, 47), dtype=torch.float32)
+        tensors += differentiate(
+            lambda s, p, rule=rule, updates=updates: cpp_rollout(s, p, updates, rule),
+            start,
+            parameters,
+        )
     return hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()
 
 
