@@ -139,8 +139,7 @@ def forward(
 
     Args:
         state: `[B, C, H, W]` float32 or float64 on the CPU, any strides.
-        parameters: weight and bias of the two 1x1 convolutions, of the same type; without the
-            last bias if the rule has none.
+        parameters: weight and bias of each 1x1 convolution that the rule has, of the same type.
         updates: at least one step.
         keep: whether there will be a backward pass.
         rule: one that has no `rule_reasons`.
