@@ -9,14 +9,15 @@ from itertools import combinations, product
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnca import BackendError, NeuralCA, reference
 from fastnca.masks import update_masks
 from fastnca.rule import ACTIVATIONS, ALIVE, PADDINGS, Rule
 from tests import rule_oracle
-from tests.helpers import COMPILED, relative_error
+from tests.helpers import ACTIVE, COMPILED, relative_error
 from tests.one_thread import one_thread  # noqa: F401 - by being imported
-from tests.rule_cases import BASES, CASES, PUBLISHED, Case, Grid
+from tests.rule_cases import BASES, CASES, PUBLISHED, Case, Grid, published_cases
 
 EXACT = 1e-10
 KINDS = ("reference", "torch", "cpp", "triton")
@@ -130,8 +131,12 @@ def names_one(message: str, names: list[str]) -> bool:
 
 @on_every_backend
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_state_and_every_gradient_equal_the_oracle_or_a_field_is_refused(backend, case):
+def test_state_and_every_gradient_equal_the_oracle_or_a_field_is_refused(
+    backend, case, monkeypatch
+):
     model = make_model(case, backend)
+    if backend != "reference":  # which is asked where another backend gives up
+        monkeypatch.setattr(reference.NeuralCA, "run_steps", None)
     names = own_fields(case.rule) + ["float64"] * (backend == "triton")
     for grid in case.grids():
         found = attempt(model, case.state(grid), grid, case.number)
@@ -141,6 +146,51 @@ def test_state_and_every_gradient_equal_the_oracle_or_a_field_is_refused(backend
             continue
         wrong = {k: e for k, e in errors(found, expected(case, grid)).items() if not e <= EXACT}
         assert not wrong, f"{case.rule} on {grid}: relative errors {wrong}"
+
+
+@on_every_backend
+@pytest.mark.parametrize("case", published_cases(), ids=lambda case: case.name)
+def test_a_call_is_one_step(backend, case):
+    model = make_promised(case, backend)
+    for grid in case.grids():
+        model.train(grid.training)
+        state = case.state(grid)
+        torch.manual_seed(3)
+        with torch.no_grad():
+            end = model(state, 0.4)
+        torch.manual_seed(3)
+        mask = torch.rand_like(state[:, 0]) < (0.4 if grid.training else 1.0)
+        right = rule_oracle.step(state, case.rule, case.weights(), mask)
+        assert relative_error(end, right) <= EXACT
+
+
+NO_GRAPH = "networks of other shapes ask torch for a graph, and within an operator there is none"
+
+
+class Watching(TorchDispatchMode):
+    """Note the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.seen.add(function.name())
+        return function(*arguments, **(options or {}))
+
+
+@ACTIVE
+@pytest.mark.parametrize("case", published_cases(), ids=lambda case: case.name)
+def test_the_operators_of_a_rollout_compute_the_rule(backend, case, request):
+    """They are what torch.compile keeps of it, the rule as text among their arguments."""
+    model = make_promised(case, backend)
+    if backend == "torch" and (len(case.rule.hidden) != 1 or case.rule.activation != "relu"):
+        request.applymarker(pytest.mark.xfail(raises=RuntimeError, strict=False, reason=NO_GRAPH))
+    for grid in case.grids():
+        with Watching() as mode:
+            found = compute(model, case.state(grid), grid, case.number)
+        assert {"fastnca::rollout", "fastnca::rollout_gradients"} <= mode.seen
+        assert max(errors(found, expected(case, grid)).values()) <= EXACT
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
