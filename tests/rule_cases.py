@@ -102,7 +102,8 @@ X16, Y16 = scaled("sobel_x", 0.5), scaled("sobel_y", 0.5)
 SUM_OF_ONE = ((1, 2, 1), (2, -11, 2), (1, 2, 1))  # ARC-NCA's Laplacian
 TEXTURE = RULES["texture"]
 BANK = TEXTURE.filters
-FREE = ("identity", "sobel_x", "sobel_y")
+UNSCALED = ("identity", X8, Y8, LAPLACIAN8)
+FREE = ("identity", "sobel_x", "sobel_y")  # first values of learned filters
 
 PUBLISHED: dict[str, tuple[Rule, int]] = {
     # Each comment names what of the work a rule does not say; rate and grid are no part of it.
@@ -116,7 +117,7 @@ PUBLISHED: dict[str, tuple[Rule, int]] = {
     "MUNCA micro": (Rule(BANK, padding="circular", alive="none", hidden=()), 4),
     "NOISEC noise-controlled": (TEXTURE, 12),  # noise in the first state
     # two grafted rules
-    "GRAFT grafting": (replace(TEXTURE, filters=("identity", X8, Y8, LAPLACIAN8)), 12),
+    "GRAFT grafting": (replace(TEXTURE, filters=UNSCALED), 12),
     "GOAL goal-guided": (  # the goal's encoding is added to hidden channels
         Rule(FREE, True, hidden=(64, 64), final_bias=False, clamp=(-10, 10)),
         20,
@@ -124,19 +125,19 @@ PUBLISHED: dict[str, tuple[Rule, int]] = {
     "A3D Minecraft": (Rule(FREE, True, hidden=(64, 64)), 16),  # 3D
     "JNCA jax-nca": (Rule(), 16),  # its Sobel kernels add up all channels
     "DYN dynamic textures": (  # several scales
-        Rule(BANK, padding="replicate", alive="none", hidden=(96,), final_bias=False, inputs=2),
+        replace(TEXTURE, filters=UNSCALED, padding="replicate", inputs=2),
         14,
     ),
     "NOISE noise-seeded": (  # per-cell scale of the filters
-        replace(TEXTURE, filters=("identity", X8, Y8, LAPLACIAN8), step_size=0.5),
+        replace(TEXTURE, filters=UNSCALED, step_size=0.5),
         12,
     ),
-    "NOISE PENCA": (replace(TEXTURE, filters=("identity", X8, Y8, LAPLACIAN8), inputs=2), 14),
+    "NOISE PENCA": (replace(TEXTURE, filters=UNSCALED, inputs=2), 14),
     # steerable filters; its alive test is a convolution
     "ISO isotropic": (replace(TEXTURE, filters=("identity", "laplacian"), alive="before"), 16),
     "ENGR gene CA": (  # the second rule set; the alive test multiplies the update
         Rule(
-            ("identity", X8, Y8, LAPLACIAN8),
+            UNSCALED,
             padding="circular",
             alive="before",
             hidden=(64,),
@@ -172,7 +173,7 @@ PUBLISHED: dict[str, tuple[Rule, int]] = {
         Rule(("sobel_x", "sobel_y"), True, "reflect", "none", final_bias=False, inputs=3),
         64,
     ),
-    "UNCA universal": (  # weights of the filters shared out by hardware channels
+    "UNCA universal": (
         Rule(FREE, True, alive="none", hidden=(128, 64), inputs=8),
         24,
     ),
@@ -194,17 +195,17 @@ PUBLISHED: dict[str, tuple[Rule, int]] = {
     ),
     "VOX voxels": (Rule(BANK, alive="before", final_bias=False), 16),  # 3D, steerable
     "NCA3D": (Rule(BANK), 20),  # 3D
-    "PW particles": (Rule(padding="circular", hidden=(160,), inputs=2), 18),
+    "PW growing": (Rule(padding="circular", hidden=(160,), inputs=2), 18),
     "MON web": (Rule(("identity", X8, Y8), padding="circular"), 16),
     "LEX leniax": (Rule(padding="circular"), 16),
     "NLAB default": (Rule(FREE, True, "reflect", "after", final_bias=False), 16),
-    "NTOR": (  # the output's tanh; noise
+    "NTOR": (  # noise
         Rule(FREE, True, "circular", "both", hidden=(128, 64), activation="tanh", clamp=(-1, 1)),
         16,
     ),
-    # 3x3 convolutions of all channels, whose place the depthwise filters take
+    # 3x3 convolutions of all channels, whose place depthwise filters take; residual blocks
     "VNCA variational": (Rule(FREE, True, alive="none", hidden=(64, 64), activation="elu"), 64),
-    "PDNCA Petri dish": (
+    "PDNCA Petri dish": (  # the same convolutions; a softmax over agents
         Rule(FREE, True, alive="none", hidden=(32, 32), activation="gelu", clamp=(-1, 1)),
         12,
     ),

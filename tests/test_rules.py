@@ -20,7 +20,7 @@ from tests.one_thread import one_thread  # noqa: F401 - by being imported
 from tests.rule_cases import BASES, CASES, PUBLISHED, Case, Grid, published_cases
 
 EXACT = 1e-10
-KINDS = ("reference", "torch", "cpp", "triton")
+KINDS = ("auto", "reference", "torch", "cpp", "triton")
 BACKENDS = [pytest.param(kind, marks=COMPILED if kind == "cpp" else ()) for kind in KINDS]
 
 on_every_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -102,6 +102,7 @@ def attempt(model: torch.nn.Module, state: Tensor, grid: Grid, seed: int) -> Out
 def is_promised(backend: str, rule: Rule) -> bool:
     """Tell whether a backend computes a rule in float64, by the package's design."""
     return {
+        "auto": True,
         "reference": True,
         "torch": True,
         "cpp": len(rule.filters) <= 4
@@ -209,7 +210,7 @@ def test_cases_reach_what_is_promised_and_what_is_not():
     promised = {kind: sum(is_promised(kind, case.rule) for case in CASES) for kind in KINDS}
     assert len(CASES) >= 160
     assert len(PUBLISHED) >= 20
-    assert promised["torch"] == promised["reference"] == len(CASES)
+    assert promised["torch"] == promised["reference"] == promised["auto"] == len(CASES)
     assert 50 <= promised["cpp"] <= len(CASES) - 50
     assert any(not own_fields(case.rule) for case in CASES)
 
@@ -224,6 +225,16 @@ def test_cases_change_living_cells_and_have_gradients():
             and all(gradient.abs().max() > 0 for gradient in right.gradients.values())
         )
     assert alive >= 0.9 * len(CASES)
+
+
+@on_every_backend
+@pytest.mark.parametrize("size", [(1, 4), (4, 1), (1, 1)])
+def test_a_grid_too_narrow_to_reflect_is_refused_in_a_sentence(backend, size):
+    model = make_model(Case("narrow", replace(BASES["growing"], padding="reflect"), 5, 3), backend)
+    state = torch.zeros(1, 5, *size, dtype=torch.float64)
+    for call in (lambda: model(state), lambda: model.run_steps(state, 2)):
+        with pytest.raises(ValueError, match="padding='reflect' needs at least 2 cells a side"):
+            call()
 
 
 @on_every_backend
