@@ -69,13 +69,7 @@ class NeuralCA(reference.NeuralCA):
         return f"rule={self.rule}, backend={self.backend!r}, precision={self.precision!r}"
 
     def explain(self, state: Tensor) -> Explanation:
-        """Say which backend computes rollouts from `state`, and why not a faster one.
-
-        Args:
-            state: `[B, C, H, W]`.
-
-        Returns:
-            The name of the backend, and the reasons; `print` it.
+        """Say which backend computes rollouts from `state` `[B, C, H, W]`, and why no faster one.
 
         Raises:
             BackendError: the requested backend cannot run.

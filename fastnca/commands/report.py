@@ -95,7 +95,10 @@ def _model_path(run: Path) -> Path:
 def _facts(model: NeuralCA, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what stands at the top of the page."""
     yield "target", f"{options['target']}, {options['size']}x{options['size']} cells"
-    yield "model", f"{model.num_channels} channels, {model.hidden_dim} hidden units"
+    widths = " and ".join(map(str, model.rule.hidden)) or "no"
+    yield "model", f"{model.num_channels} channels, {widths} hidden units"
+    if set(model.rule.changed) - {"hidden"}:
+        yield "rule", str(model.rule)
     if "iterations" in model.metadata:
         yield "weights", f"those that grew best, after iteration {model.metadata['iterations']}"
     for name in ("preset", "pool_size", "batch_size", "learning_rate", "seed"):

@@ -112,9 +112,10 @@ def _rollout(model: NeuralCA, seed_state: Tensor, config: TrainConfig) -> int:
         # a step keeps the rows that it overwrites, their numbers, and a flag per cell
         step = math.ceil(config.update_rate * (channels * size + 8)) + 1
         return batch * cells * (step * steps + 2 * channels * size)
-    # autograd keeps the perception, the hidden layer before and after ReLU, the state, the masks
-    hidden = next(model.update_net.parameters()).shape[0]
-    step = (3 * channels + 2 * hidden + 4 * channels) * size
+    # autograd keeps the perception, hidden layers before and after ReLU, the state, the masks
+    weights = [each for each in model.update_net.parameters() if each.dim() == 4]
+    hidden = sum(each.shape[0] for each in weights[:-1])
+    step = (weights[0].shape[1] + 2 * hidden + 4 * channels) * size
     return batch * cells * (step * steps + 2 * channels * size)
 
 
