@@ -1,4 +1,4 @@
-"""Outcomes of a rollout, state and every gradient: a model's, the oracle's, and their differences."""
+"""Outcomes of a rollout, state and every gradient: a model's, the oracle's, the difference."""
 
 from dataclasses import dataclass
 from functools import cache

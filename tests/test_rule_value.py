@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastnca import reference
-from fastnca.rule import ACTIVATIONS, CHANNELS, FILTERS, MAX_FILTERS, RULES, Rule
+from fastnca.rule import ACTIVATIONS, CHANNELS, FILTERS, RULES, Rule
 from fastnca.states import ALIVE_THRESHOLD
 from tests.rule_cases import CASES, VALUES
 
@@ -149,7 +149,7 @@ def test_numbers_are_kept_as_floats():
     assert rule.filters[0] == ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), (7.0, 8.0, 9.0))
     assert all(type(tap) is float for row in rule.filters[0] for tap in row)
     assert rule.taps == (rule.filters[0], FILTERS["identity"])
-    assert len(Rule(filters=("identity",) * MAX_FILTERS).taps) == MAX_FILTERS
+    assert len(Rule(filters=("identity",) * 16).taps) == 16
 
 
 def test_taps_are_rounded_to_what_a_model_holds():
