@@ -30,7 +30,6 @@ ALIVE = ("both", "before", "after", "none")
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid")
 
 MAX_LAYERS = 8
-MAX_WIDTH = 8192
 
 
 @dataclass(frozen=True)
@@ -123,8 +122,11 @@ class Rule:
         if self.inputs < 0:
             raise ValueError(f"inputs must be at least 0, got {self.inputs}")
         put("clamp", _check_clamp(self.clamp))
-        if self.alive == "none":  # it has no meaning, and must not tell equal rules apart
+        # what has no meaning must not tell equal rules apart
+        if self.alive == "none":
             put("alive_threshold", type(self).alive_threshold)
+        if not self.hidden:
+            put("activation", type(self).activation)
         put("least_channels", self.inputs + (1 if self.alive == "none" else ALPHA + 1))
         put("json", json.dumps(self.to_dict()))
         put("changed", tuple(f.name for f in fields(self) if getattr(self, f.name) != f.default))
@@ -195,8 +197,8 @@ class Rule:
         """
         if not isinstance(values, Mapping):
             raise TypeError(f"a rule must be a mapping of its fields, got {values!r}")
-        if unknown := sorted(set(values) - {field.name for field in fields(cls)}):
-            raise ValueError(f"a rule has no field {', '.join(map(repr, unknown))}")
+        if unknown := [name for name in values if name not in {each.name for each in fields(cls)}]:
+            raise ValueError(f"a rule has no field {', '.join(sorted(map(repr, unknown)))}")
         return cls(**values)
 
     def __str__(self) -> str:
@@ -212,8 +214,8 @@ def _check_hidden(hidden: object) -> tuple[int, ...]:
     for width in hidden:
         if not isinstance(width, int) or isinstance(width, bool):
             raise TypeError(f"hidden must hold ints, got {width!r}")
-        if not 1 <= width <= MAX_WIDTH:
-            raise ValueError(f"a hidden layer has 1 to {MAX_WIDTH} units, got {width}")
+        if width < 1:
+            raise ValueError(f"a hidden layer has at least 1 unit, got {width}")
     return tuple(hidden)
 
 

@@ -19,7 +19,7 @@ from fastnca.backends.torch_active import active_rollout
 from fastnca.backends.triton_fused import fused_reasons, fused_rollout
 from fastnca.checks import OutOfRangeError
 from fastnca.masks import Updates, update_masks
-from fastnca.rule import ALIVE, PADDINGS, Rule
+from fastnca.rule import ALIVE, PADDINGS, TUTORIAL, Rule
 from tests.helpers import COMPILED, PARAMETERS
 from tests.test_cpp_rules import SKEW, VARIANTS, expected_rollout, make
 
@@ -305,10 +305,11 @@ def test_operators(count, backend):
         counter = torch.tensor([5, 0, 2])
         if rng.random() < 0.2:
             counter = spoil(rng, counter)
-        found = outcome(lambda a=arguments, c=counter: rollout(*a, c, 0.5, True, backend))
+        rest = counter, 0.5, True, backend, TUTORIAL.json
+        found = outcome(lambda a=arguments, r=rest: rollout(a[0], list(a[1:]), *r))
         grad = torch.rand(arguments[0].shape) if rng.random() < 0.8 else torch.rand(3, 2)
         grads = outcome(
-            lambda a=arguments, c=counter, g=grad: rollout_gradients(g, *a, c, 0.5, True, backend)
+            lambda a=arguments, r=rest, g=grad: rollout_gradients(g, a[0], list(a[1:]), *r)
         )
         if isinstance(found, torch.Tensor) and found.device.type == "cpu":
             assert counter.device.type == "cpu"

@@ -123,7 +123,10 @@ def test_a_report_on_a_run_that_was_killed(finished, tmp_path):
         (None, "run.toml is missing"),
         ("x = = 1", "not a TOML file"),
         ("size = 3", "are missing or of a wrong type: target, update_rate"),
-        ('size = "3"\ntarget = 3\npadding = "1"', "wrong type: target, size, padding, update_rate"),
+        (
+            'size = "3"\ntarget = 3\ntarget_padding = "1"',
+            "wrong type: target, size, target_padding, update_rate",
+        ),
     ],
 )
 def test_what_is_no_run_gets_no_report(tmp_path, capsys, content, words):

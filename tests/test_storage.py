@@ -186,7 +186,7 @@ CONFIGS = {
     "a list": (lambda c: b"[]", "not a fastnca-model description"),
     "another kind": (rewrite(format="other"), "not a fastnca-model description"),
     "newer": (rewrite(format_version=3), "format version 3, this fastnca reads versions 1 to 2"),
-    "huge": (rewrite(rule={"hidden": [10**9]}), "a hidden layer has 1 to 8192 units"),
+    "huge": (rewrite(rule={"hidden": [10**9]}), "from 1 to 8192, got 1000000000"),
     "text": (rewrite(num_channels="16"), "num_channels' must be an integer"),
     "bool": (rewrite(num_channels=True), "num_channels' must be an integer"),
     "dtype": (rewrite(dtype="float16"), "dtype' must be one of float32, float64"),

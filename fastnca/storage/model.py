@@ -61,6 +61,10 @@ def read_sizes(header: Header) -> tuple[int, Rule]:
         rule = TUTORIAL.with_hidden(read_field(header, "hidden_dim", 1, _MAX_HIDDEN))
     channels = read_field(header, "num_channels", 1, _MAX_CHANNELS)
     rule.check_channels(channels)
+    if (widest := max(rule.hidden, default=0)) > _MAX_HIDDEN:
+        raise ValueError(
+            f"field 'hidden' of the rule must hold integers from 1 to {_MAX_HIDDEN}, got {widest}"
+        )
     return channels, rule
 
 

@@ -1,7 +1,7 @@
 """The update network on a list of cells, and its gradients.
 
 Perceived features are k-major, `[n, K*C]`, as in `stencil.py`. `Network` is one hidden layer with
-ReLU, by hand; `AnyNetwork` is what else a rule may say, by torch's own derivatives.
+ReLU, in memory that is used again; `AnyNetwork` is what else a rule may say.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,22 @@ from torch import Tensor
 from fastnca.checks import Parameters
 from fastnca.rule import Rule
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,
-    "elu": F.elu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
+_aten = torch.ops.aten
+
+_ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "relu": (F.relu, lambda grad, x, y: _aten.threshold_backward(grad, y, 0)),
+    "leaky_relu": (
+        F.leaky_relu,
+        lambda grad, x, y: _aten.leaky_relu_backward(grad, x, 0.01, False),
+    ),
+    "elu": (F.elu, lambda grad, x, y: _aten.elu_backward(grad, 1, 1, 1, False, x)),
+    "gelu": (F.gelu, lambda grad, x, y: _aten.gelu_backward(grad, x)),
+    "silu": (F.silu, lambda grad, x, y: _aten.silu_backward(grad, x)),
+    "tanh": (torch.tanh, lambda grad, x, y: _aten.tanh_backward(grad, y)),
+    "sigmoid": (torch.sigmoid, lambda grad, x, y: _aten.sigmoid_backward(grad, y)),
 }
+"""By name: y = φ(x), and the gradient of x from that of y. Within an operator of torch's there is
+no graph to differentiate, so the derivatives are called by name."""
 
 
 def k_major(weight: Tensor, filters: int) -> Tensor:
@@ -165,25 +172,25 @@ class AnyNetwork:
 
     def __init__(self, rule: Rule, parameters: Parameters) -> None:
         self.filters = len(rule.filters)
-        self._layers = len(rule.hidden) + 1
-        self._activation = _ACTIVATIONS[rule.activation]
-        first, *others = parameters
-        matrices = [each.flatten(1) if each.dim() == 4 else each for each in others]
-        self.weights = (k_major(first, self.filters), *matrices)
+        self.activation, self.activation_grad = _ACTIVATIONS[rule.activation]
+        weights = [each.flatten(1) for each in parameters if each.dim() == 4]
+        self.weights = [k_major(parameters[0], self.filters), *weights[1:]]
+        self.biases: list[Tensor | None] = [each for each in parameters if each.dim() == 1]
+        if len(self.biases) < len(self.weights):
+            self.biases.append(None)
+
+    def layers(self, features: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the input of each layer, and its output before the activation."""
+        inputs: list[Tensor] = []
+        outputs: list[Tensor] = []
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            inputs.append(self.activation(outputs[-1]) if outputs else features)
+            outputs.append(F.linear(inputs[-1], weight, bias))
+        return inputs, outputs
 
     def delta(self, features: Tensor) -> Tensor:
         """Compute the update, `[n, K*C]` to `[n, C]`."""
-        return self.apply(self.weights, features)
-
-    def apply(self, weights: tuple[Tensor, ...], features: Tensor) -> Tensor:
-        """Compute the update with other weights."""
-        values = features
-        for layer in range(self._layers):
-            bias = weights[2 * layer + 1] if 2 * layer + 1 < len(weights) else None
-            values = F.linear(values, weights[2 * layer], bias)
-            if layer < self._layers - 1:
-                values = self._activation(values)
-        return values
+        return self.layers(features)[1][-1]
 
     def gradients(self, wanted: bool) -> "AnyNetworkGrad":
         """Return sums of the gradients of the weights; `wanted` says whether they are needed."""
@@ -196,22 +203,31 @@ class AnyNetworkGrad:
     def __init__(self, network: AnyNetwork, wanted: bool) -> None:
         self._network = network
         self._wanted = wanted
-        self._sums = [torch.zeros_like(weight) for weight in network.weights]
+        self._weights = [torch.zeros_like(weight) for weight in network.weights]
+        self._biases = [None if bias is None else torch.zeros_like(bias) for bias in network.biases]
 
     def add(self, features: Tensor, grad_delta: Tensor) -> Tensor:
         """Add one list of cells; see `NetworkGrad.add`."""
-        weights = [each.detach().requires_grad_(self._wanted) for each in self._network.weights]
-        features = features.detach().requires_grad_()
-        with torch.enable_grad():
-            delta = self._network.apply(tuple(weights), features)
-        inputs = [features, *weights] if self._wanted else [features]
-        grad_features, *grads = torch.autograd.grad(delta, inputs, grad_delta)
-        for total, grad in zip(self._sums, grads, strict=False):
-            total += grad
-        return grad_features
+        network, grad = self._network, grad_delta
+        inputs, outputs = network.layers(features)
+        for layer in reversed(range(len(outputs))):
+            if layer < len(outputs) - 1:
+                grad = network.activation_grad(grad, outputs[layer], inputs[layer + 1])
+            if self._wanted:
+                self._weights[layer].addmm_(grad.t(), inputs[layer])
+                bias = self._biases[layer]
+                if bias is not None:
+                    bias += grad.sum(0)
+            grad = grad @ network.weights[layer]
+        return grad
 
     def to_parameters(self) -> tuple[Tensor, ...]:
         """Return the sums in the shapes and the order of the parameters."""
-        first, *others = self._sums
-        matrices = [each[:, :, None, None] if each.dim() == 2 else each for each in others]
-        return channel_major(first, self._network.filters), *matrices
+        found = []
+        for layer, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
+            first = layer == 0
+            matrix = channel_major(weight, self._network.filters) if first else weight
+            found.append(matrix if first else matrix[:, :, None, None])
+            if bias is not None:
+                found.append(bias)
+        return tuple(found)
