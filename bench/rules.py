@@ -32,6 +32,9 @@ from tests import tutorial
 OUTPUT = Path("runs/bench/rules.csv")
 LIZARD = "ex3_lizard"
 CHECKED_STEPS = 8
+REST = 0.05
+"""Seconds before a run, in which OpenMP's threads stop spinning for the run before."""
+
 STATE_ERROR, GRADIENT_ERROR = 1e-4, 1e-3
 
 
@@ -156,7 +159,11 @@ def timed(model: Any, state: Tensor, steps: int) -> Timed:
     def run() -> None:
         model.run_steps(state, steps)[:, :4].square().mean().backward()
 
-    return Timed(run, model.zero_grad)
+    def reset() -> None:
+        model.zero_grad()
+        time.sleep(REST)
+
+    return Timed(run, reset)
 
 
 def first_call(run: Callable[[], object]) -> float:
