@@ -30,6 +30,7 @@ from fastnca.backends.cpp import cpp_reasons
 from tests import tutorial
 
 OUTPUT = Path("runs/bench/rules.csv")
+RESULTS = Path(__file__).parent / "results" / "cpu-2core-rules.csv"
 LIZARD = "ex3_lizard"
 CHECKED_STEPS = 8
 REST = 0.05
@@ -183,6 +184,25 @@ def measure(case: Case, seconds: float) -> dict[str, Times]:
         runs[name] = timed(model, state, case.steps)
         firsts[name] = first_call(runs[name].run)
     return interleave(Clock(torch.device("cpu")), runs, firsts, seconds)
+
+
+def markdown(path: Path) -> str:
+    """Return the table of a CSV: a line per case, milliseconds and ratio per provider."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = list(dict.fromkeys(row["provider"] for row in rows))
+    lines = [f"| case | {' | '.join(names)} |", "| --- |" + " --- |" * len(names)]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        cells = {row["provider"]: row for row in rows if row["case"] == case}
+        shown = [
+            f"{float(row['milliseconds']):.0f} ms"
+            if name == "eager"
+            else f"**{row['ratio']}** ({row['lowest']} to {row['highest']})"
+            for name in names
+            for row in (cells[name],)
+        ]
+        lines.append(f"| {case} | {' | '.join(shown)} |")
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:

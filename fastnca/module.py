@@ -72,7 +72,7 @@ class NeuralCA(reference.NeuralCA):
         """Say which backend computes rollouts from `state` `[B, C, H, W]`, and why no faster one.
 
         Raises:
-            BackendError: the requested backend cannot run.
+            BackendError, TypeError, ValueError: as `run_steps`.
         """
         return explain(self, state)
 

@@ -283,7 +283,7 @@ def test_resume_refuses_another_run(tmp_path):
     each.save(tmp_path)
     for other, words in [
         (trainer(learning_rate=1e-3), "learning_rate=0.002, this one 0.001"),
-        (trainer(hidden=9), "hidden_dim 8, this one 9"),
+        (trainer(hidden=9), r"hidden \[8\], this one \[9\]"),
         (trainer(size=13), "size 12, this one 13"),
         (trainer(pool_size=7), "pool_size=6, this one 7"),
     ]:

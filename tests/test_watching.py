@@ -67,7 +67,7 @@ def test_the_command_line_counts_more_than_the_file(tmp_path):
 
 
 BAD_CONFIGS = {
-    "unknown": ("colour = 1\npool = 2", "unknown options: colour, pool; known are backend"),
+    "unknown": ("colour = 1\npool = 2", "unknown options: colour, pool; known are activation"),
     "config": ('config = "x"', "unknown options: config"),
     "table": ("[train]\nsize = 3", "unknown options: train"),
     "text for a number": ('size = "64"', "size must be a number, got '64'"),

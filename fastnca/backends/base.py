@@ -78,7 +78,7 @@ def register(backend: Backend) -> None:
     """Add a backend, as slower than those that are registered already."""
     BACKENDS[backend.name] = backend
     if backend.name not in _names:
-        _names.append(backend.name)
+        _names.insert(2, backend.name)  # after "auto" and "reference", the slower ones first
 
 
 class ExactBackend(ABC):

@@ -24,6 +24,7 @@ from fastnca.backends.base import BACKENDS, Backend, RolloutCall, precision_reas
 from fastnca.backends.cpp import Cpp
 from fastnca.backends.torch_active import TorchActive
 from fastnca.backends.triton_fused import TritonFused
+from fastnca.checks import check_state
 from fastnca.masks import Updates
 from fastnca.recognition import model_reasons
 
@@ -131,7 +132,9 @@ def explain(model: "NeuralCA", state: Tensor) -> Explanation:
 
     Raises:
         BackendError: an explicitly requested backend, or precision, cannot run.
+        TypeError, ValueError: the state does not fit the model.
     """
+    check_state(state, model)
     name = choose_backend(model, model.backend, model.precision, state)
     asked = requested_backend(model.backend)
     call = RolloutCall(state, (), model.rule, Updates(1), model.precision)

@@ -94,9 +94,11 @@ def _words(path: Path, action: argparse.Action, name: str, value: Any) -> list[s
             return [flag] if value else []
         return [flag if value else "--no-" + flag.removeprefix("--")]
     listed = action.nargs in ("*", 2)
-    if isinstance(value, list) and not listed:
-        raise FileFormatError(path, f"{name} must be one value")
-    values = value if isinstance(value, list) else [value]
+    if name == "hidden" and isinstance(value, int):  # before there were several layers
+        value = [value]
+    if listed != isinstance(value, list):
+        raise FileFormatError(path, f"{name} must be {'a list' if listed else 'one value'}")
+    values = value if listed else [value]
     for each in values:
         if isinstance(each, bool) or not isinstance(each, int | float | str):
             raise FileFormatError(path, f"{name} must hold numbers or text, got {each!r}")

@@ -29,7 +29,9 @@ def info(arguments: Namespace) -> int:
 def _print_model(path: Path) -> int:
     """Print the sizes and the rule of a saved model, and its backend on this machine."""
     model = NeuralCA.load(path)
-    size = model.metadata.get("size", 64)
+    size = model.metadata.get("size")
+    if not isinstance(size, int) or not 1 <= size <= 4096:
+        size = 64
     state = torch.zeros(1, model.num_channels, size, size, dtype=model.perception.filters.dtype)
     weights = sum(parameter.numel() for parameter in parameters_of(model))
     print(f"{path}: {model.num_channels} channels, {weights:,} weights, {state.dtype}")
