@@ -258,7 +258,10 @@ def _network_fault(
                 f"update_net has {layer!r} where the rule has {activation.__name__}; use "
                 "Rule(activation=...)"
             )
+    perception = model._modules.get("perception")
     like: Tensor | None = None
+    if rule.learn_filters and perception is not None:
+        like = perception._parameters.get("filters")
     for number, (before, after) in enumerate(pairwise(widths)):
         layer = layers[2 * number]
         if type(layer) is not nn.Conv2d or not (

@@ -265,3 +265,10 @@ def test_few_functions_are_entered_before_the_compiled_rollout():
     finally:
         sys.setprofile(None)
     assert len(entered[: entered.index("allocate")]) <= 20, entered
+
+
+def test_learned_filters_must_have_the_weights_dtype():
+    model = NeuralCA(rule=Rule(learn_filters=True))
+    model.update_net.double()
+    (reason,) = model.explain(STATE).refused["torch"]
+    assert "ordinary tensors of one dtype" in reason
