@@ -18,10 +18,12 @@
 namespace fastnca {
 
 constexpr int64_t CELLS_OF_SLOT = 2048, MOST_SLOTS = 32;
+constexpr int64_t SMALL = 64 * 64;  // cells of the tutorial's grid, whose sums are not divided
 
 // Number of sums of weight gradients into which a step of a grid goes.
 inline int64_t slots(const Grid &grid) {
-    return std::clamp<int64_t>(grid.height * grid.width / CELLS_OF_SLOT, 1, MOST_SLOTS);
+    const int64_t cells = grid.height * grid.width;
+    return cells <= SMALL ? 1 : std::min(cells / CELLS_OF_SLOT, MOST_SLOTS);
 }
 
 template <typename T>
