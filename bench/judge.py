@@ -72,10 +72,10 @@ def judge(model: NeuralCA, seed_state: Tensor, target: Tensor) -> Judgement:
 
     Args:
         model: the model; its mode is left alone.
-        seed_state: `[1, C, S, S]`.
-        target: `[1, 4, S, S]`.
+        seed_state: `[1, C, H, W]`.
+        target: `[1, 4, H, W]`.
     """
-    training, size = model.training, target.shape[-1]
+    training, (height, width) = model.training, target.shape[2:]
     model.train()
     wanted = target.expand(ROLLOUTS, -1, -1, -1)
     values = {"empty": float(target.square().mean())}
@@ -91,8 +91,8 @@ def judge(model: NeuralCA, seed_state: Tensor, target: Tensor) -> Judgement:
         state, done = grow(state, steps - done, done), steps
         values[f"grown_{steps}"] = loss(state)
         if steps == DAMAGE_STEPS:
-            square = rectangle(size, size, middle_square(size)).to(state.device)
-            values["healed"] = loss(grow(state.masked_fill(square, 0.0), HEALING_STEPS, steps))
+            box = rectangle(height, width, middle_square((height, width))).to(state.device)
+            values["healed"] = loss(grow(state.masked_fill(box, 0.0), HEALING_STEPS, steps))
         if steps == 480:
             values["scraps"] = float(_scraps(state, target).sum()) / ROLLOUTS
     living = (state[:, ALPHA] > ALIVE_THRESHOLD).flatten(1).any(1)

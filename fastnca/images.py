@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
-from fastnca.states import ALIVE_THRESHOLD, ALPHA
+from fastnca.states import ALIVE_THRESHOLD, ALPHA, Size, height_and_width
 from fastnca.storage.bundle import FileFormatError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -23,7 +23,7 @@ _WHITE = {"L;2": 3, "L;4": 15}
 
 def load_target(
     path: str | PathLike[str],
-    size: int = 64,
+    size: Size = 64,
     padding: int | None = None,
     *,
     device: torch.device | str | None = None,
@@ -33,35 +33,38 @@ def load_target(
 
     Args:
         path: PNG, JPEG, WebP, GIF (first frame) or BMP, at most 32 MiB and 16 million pixels.
-        size: height and width of the grid in cells.
-        padding: empty cells that stay on every side; `size // 8` if None. A pattern needs room
-            to overshoot while it grows.
+        size: of the grid in cells: one number for a square, or `(height, width)`.
+        padding: empty cells that stay on every side; an eighth of the shorter side if None. A
+            pattern needs room to overshoot while it grows.
         device: where the target is made; torch's default device if None.
         dtype: floating-point type; torch's default dtype if None.
 
     Returns:
-        `[1, 4, size, size]`, RGBA in [0, 1], colours premultiplied by alpha. A picture without
+        `[1, 4, H, W]`, RGBA in [0, 1], colours premultiplied by alpha. A picture without
         alpha is opaque. 16-bit samples are reduced to 8 bits; colour profiles are ignored.
 
     Raises:
         FileFormatError: the file is not a picture, is damaged, is too large, or is too transparent
             for a living cell.
         FileNotFoundError: there is no such file.
+        TypeError: the size is neither an int nor a pair.
         ValueError: size and padding leave no cell for the picture.
     """
     path = Path(path)
-    margin = size // 8 if padding is None else padding
-    inner = size - 2 * margin
-    if margin < 0 or inner < 1:
-        raise ValueError(f"padding {margin} on both sides leaves no cell of a {size}x{size} grid")
+    height, width = height_and_width(size)
+    margin = min(height, width) // 8 if padding is None else padding
+    if margin < 0 or min(height, width) <= 2 * margin:
+        raise ValueError(
+            f"padding {margin} on both sides leaves no cell of a {height}x{width} grid"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such picture file")
     picture = _open(path)
-    scale = inner / max(picture.size)
+    scale = min((width - 2 * margin) / picture.width, (height - 2 * margin) / picture.height)
     fitted = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(fitted, Image.Resampling.LANCZOS)
-    canvas = Image.new("RGBA", (size, size))
-    canvas.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
+    canvas = Image.new("RGBA", (width, height))
+    canvas.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
     pixels = torch.from_numpy(np.asarray(canvas).astype(np.float32) / 255)
     pixels = torch.cat([pixels[..., :3] * pixels[..., 3:], pixels[..., 3:]], dim=-1)
     target = pixels.permute(2, 0, 1)[None].contiguous()

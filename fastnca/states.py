@@ -3,6 +3,7 @@
 Channels 0 to 3 are RGBA, the rest is hidden; channel 3 (alpha) decides which cells are alive.
 """
 
+import operator
 from functools import partial
 
 import torch
@@ -17,9 +18,35 @@ ALPHA = 3
 ALIVE_THRESHOLD = 0.1
 """A cell is alive when the largest alpha of its 3x3 neighbourhood is above this value."""
 
+Size = int | tuple[int, int]
+"""Size of a grid in cells: one number for a square, or `(height, width)`."""
+
+
+def height_and_width(size: Size) -> tuple[int, int]:
+    """Return the height and the width of a grid in cells.
+
+    Raises:
+        TypeError: the size is neither a whole number nor a pair of them.
+        ValueError: a side is shorter than one cell.
+    """
+    sides = size if isinstance(size, tuple | list) else (size, size)
+    try:
+        height, width = (operator.index(side) for side in sides)
+    except (TypeError, ValueError):
+        raise TypeError(f"size must be an int or a pair (height, width), got {size!r}") from None
+    if height < 1 or width < 1:
+        raise ValueError(f"a grid needs size >= 1, in height and in width, got {size}")
+    return height, width
+
+
+def size_of(states: Tensor) -> Size:
+    """Return the size of a grid `[..., H, W]`: one number if it is square, else `(H, W)`."""
+    height, width = states.shape[-2:]
+    return height if height == width else (height, width)
+
 
 def create_seed(
-    size: int,
+    size: Size,
     num_channels: int = NUM_CHANNELS,
     *,
     batch: int = 1,
@@ -27,10 +54,10 @@ def create_seed(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Create states that are zero except for one active cell at `(size // 2, size // 2)`.
+    """Create states that are zero except for one active cell at `(H // 2, W // 2)`.
 
     Args:
-        size: height and width of the grid in cells, at least 1.
+        size: of the grid in cells: one number for a square, or `(height, width)`; at least 1.
         num_channels: channels C, at least 4.
         batch: number of equal states B, at least 0.
         fill_hidden: False sets alpha to 1, as the tutorial does; True sets alpha and every
@@ -39,20 +66,21 @@ def create_seed(
         dtype: floating-point type; torch's default dtype if None.
 
     Returns:
-        `[B, C, size, size]`.
+        `[B, C, H, W]`.
 
     Raises:
+        TypeError: the size is neither an int nor a pair.
         ValueError: a size, channel count or batch is out of range.
     """
-    if size < 1 or num_channels <= ALPHA or batch < 0:
+    height, width = height_and_width(size)
+    if num_channels <= ALPHA or batch < 0:
         raise ValueError(
-            "a seed needs size >= 1, num_channels >= 4 and batch >= 0, "
-            f"got size={size}, num_channels={num_channels}, batch={batch}"
+            "a seed needs num_channels >= 4 and batch >= 0, "
+            f"got num_channels={num_channels}, batch={batch}"
         )
-    state = torch.zeros(batch, num_channels, size, size, device=device, dtype=dtype)
-    center = size // 2
+    state = torch.zeros(batch, num_channels, height, width, device=device, dtype=dtype)
     last = num_channels if fill_hidden else ALPHA + 1
-    state[:, ALPHA:last, center, center] = 1.0
+    state[:, ALPHA:last, height // 2, width // 2] = 1.0
     return state
 
 
@@ -98,10 +126,15 @@ def rectangle(height: int, width: int, box: tuple[int, int, int, int]) -> Tensor
     return inside
 
 
-def middle_square(size: int) -> tuple[int, int, int, int]:
-    """Return the box of the tutorial's damage, 20 to 43 of 64 cells, on a grid of any size."""
-    low, high = size * 20 // 64, max(size * 44 // 64, size * 20 // 64 + 1)
-    return low, low, high, high
+def middle_square(size: Size) -> tuple[int, int, int, int]:
+    """Return the box of the tutorial's damage, 20 to 43 of 64 cells, on a grid of any size.
+
+    On a grid that is no square the box is none either: it has the same share of each side.
+    """
+    sides = height_and_width(size)
+    top, left = (side * 20 // 64 for side in sides)
+    bottom, right = (max(side * 44 // 64, side * 20 // 64 + 1) for side in sides)
+    return top, left, bottom, right
 
 
 def disc(
@@ -112,11 +145,13 @@ def disc(
 ) -> Tensor:
     """Mark the cells of one disc per state, in the Distill article's coordinates.
 
+    A disc is round on every grid: its radius counts halves of the shorter side.
+
     Args:
         height: grid height in cells.
         width: grid width in cells.
         centers: `[B, 2]` float, `(y, x)`, -1 and 1 are the first and the last cell.
-        radii: `[B]` float, in the same unit (half of the grid).
+        radii: `[B]` float; 1 is half of the shorter side.
 
     Returns:
         `[B, H, W]` bool, True inside, on the device of `centers`.
@@ -124,4 +159,6 @@ def disc(
     axis = partial(torch.linspace, -1, 1, device=centers.device, dtype=centers.dtype)
     y = axis(steps=height)[None, :, None] - centers[:, 0, None, None]
     x = axis(steps=width)[None, None, :] - centers[:, 1, None, None]
+    unit = max(min(height, width) - 1, 1)
+    y, x = y * (max(height - 1, 1) / unit), x * (max(width - 1, 1) / unit)
     return torch.lt(x * x + y * y, (radii * radii)[:, None, None])

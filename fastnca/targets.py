@@ -1,4 +1,4 @@
-"""Target pictures drawn by code: RGBA `[1, 4, size, size]`, colours premultiplied by alpha."""
+"""Target pictures drawn by code: RGBA `[1, 4, H, W]`, colours premultiplied by alpha."""
 
 import math
 from collections.abc import Callable
@@ -6,31 +6,38 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastnca.states import Size, height_and_width
+
 
 def create_target_circle(
-    size: int = 64,
+    size: Size = 64,
     *,
     batch: int = 1,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Draw the tutorial's target: an orange disc of radius `0.35 * size` around `size // 2`.
+    """Draw the tutorial's target: an orange disc around the cell at `(H // 2, W // 2)`.
+
+    Its radius is 0.35 of the shorter side.
 
     Args:
-        size: height and width in cells, at least 1.
+        size: in cells: one number for a square, or `(height, width)`; at least 1.
         batch: number of equal pictures B.
         device: where the picture is made; torch's default device if None.
         dtype: floating-point type; torch's default dtype if None.
 
     Returns:
-        `[B, 4, size, size]`, RGBA in [0, 1].
+        `[B, 4, H, W]`, RGBA in [0, 1].
 
     Raises:
+        TypeError: the size is neither an int nor a pair.
         ValueError: size or batch is out of range.
     """
-    _check(size, batch)
-    offset = torch.arange(size, device=device).float() - size // 2
-    inside = torch.sqrt(offset[None, :] ** 2 + offset[:, None] ** 2) < size * 0.35
+    height, width = height_and_width(size)
+    if batch < 0:
+        raise ValueError(f"a target needs batch >= 0, got {batch}")
+    y, x = (torch.arange(side, device=device).float() - side // 2 for side in (height, width))
+    inside = torch.sqrt(x[None, :] ** 2 + y[:, None] ** 2) < min(height, width) * 0.35
     color = torch.tensor([1.0, 0.5, 0.0, 1.0], device=device, dtype=dtype)
     return (color[:, None, None] * inside).repeat(batch, 1, 1, 1)
 
@@ -80,39 +87,41 @@ _SAMPLES = 4  # per cell and axis, for smooth edges
 
 def create_target(
     name: str,
-    size: int = 64,
+    size: Size = 64,
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Draw a target by name.
+    """Draw a target by name, in the middle of the grid, as large as its shorter side allows.
 
     Args:
         name: one of `TARGETS`; "circle" is the tutorial's, the others have smooth edges.
-        size: height and width in cells, at least 1.
+        size: in cells: one number for a square, or `(height, width)`; at least 1.
         device: where the picture is made; torch's default device if None.
         dtype: floating-point type; torch's default dtype if None.
 
     Returns:
-        `[1, 4, size, size]`, premultiplied RGBA in [0, 1].
+        `[1, 4, H, W]`, premultiplied RGBA in [0, 1].
 
     Raises:
+        TypeError: the size is neither an int nor a pair.
         ValueError: the name is unknown or the size out of range.
     """
     if name == "circle":
         return create_target_circle(size, device=device, dtype=dtype)
     if name not in _DRAWN:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {name!r}")
-    _check(size, 1)
+    height, width = height_and_width(size)
     inside, color = _DRAWN[name]
-    fine = size * _SAMPLES
-    axis = (torch.arange(fine, device=device, dtype=dtype) + 0.5) * (2 / fine) - 1
-    covered = inside(axis[None, :], axis[:, None]).to(axis.dtype)
-    alpha = covered.view(size, _SAMPLES, size, _SAMPLES).mean(dim=(1, 3))
-    paint = torch.tensor([*color, 1.0], device=device, dtype=axis.dtype)
+    short = min(height, width)
+
+    def axis(side: int) -> Tensor:
+        """Return the samples of a side; the shorter one reaches from -1 to 1."""
+        samples = torch.arange(side * _SAMPLES, device=device, dtype=dtype) + 0.5
+        return samples * (2 / (short * _SAMPLES)) - side / short
+
+    y, x = axis(height), axis(width)
+    covered = inside(x[None, :], y[:, None]).to(x.dtype)
+    alpha = covered.view(height, _SAMPLES, width, _SAMPLES).mean(dim=(1, 3))
+    paint = torch.tensor([*color, 1.0], device=device, dtype=x.dtype)
     return (paint[:, None, None] * alpha)[None]
-
-
-def _check(size: int, batch: int) -> None:
-    if size < 1 or batch < 0:
-        raise ValueError(f"a target needs size >= 1 and batch >= 0, got {size} and {batch}")

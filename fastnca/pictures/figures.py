@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastnca.life import game_of_life_step
 from fastnca.pictures.render import rollout_states, seed_of, to_pixels
-from fastnca.states import middle_square, rectangle
+from fastnca.states import Size, height_and_width, middle_square, rectangle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,13 +24,13 @@ _BLUE, _GREY = "#0072B2", "#9AA5AD"
 
 
 def visualize_growth(
-    model: nn.Module, size: int = 64, steps: int = 100, *, mask_seed: int | None = None
+    model: nn.Module, size: Size = 64, steps: int = 100, *, mask_seed: int | None = None
 ) -> "Figure":
     """Show a model growing from its seed, at six moments of a rollout.
 
     Args:
         model: a Neural CA; its mode and the random state are left alone.
-        size: height and width of the grid in cells.
+        size: of the grid in cells: one number for a square, or `(height, width)`.
         steps: steps of the rollout, at least 0.
         mask_seed: None updates every cell, as the tutorial's pictures do; a number updates cells
             at random as in training. It fixes the masks, but is not the `seed` of `run_steps`.
@@ -48,7 +48,7 @@ def visualize_growth(
 
 def visualize_regeneration(
     model: nn.Module,
-    size: int = 64,
+    size: Size = 64,
     grow_steps: int = 100,
     regen_steps: int = 100,
     *,
@@ -59,10 +59,10 @@ def visualize_regeneration(
 
     Args:
         model: a Neural CA; its mode and the random state are left alone.
-        size: height and width of the grid in cells.
+        size: of the grid in cells: one number for a square, or `(height, width)`.
         grow_steps: steps before the damage, at least 0.
         regen_steps: steps after the damage, at least 0.
-        damage: `[size, size]` bool, True where the state is set to zero; the tutorial's central
+        damage: `[H, W]` bool, True where the state is set to zero; the tutorial's central
             square (20 to 43 of 64 cells, scaled) if None.
         mask_seed: as in `visualize_growth`.
 
@@ -70,7 +70,7 @@ def visualize_regeneration(
         A figure with two rows.
     """
     if damage is None:
-        damage = rectangle(size, size, middle_square(size))
+        damage = rectangle(*height_and_width(size), middle_square(size))
     *_, grown = rollout_states(model, seed_of(model, size), grow_steps, mask_seed=mask_seed)
     damaged = grown.masked_fill(damage.to(grown.device), 0.0)
     moments = _moments(regen_steps, 5)

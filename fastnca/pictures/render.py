@@ -9,7 +9,7 @@ import torch.nn as nn
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastnca.states import create_seed, get_visible_state
+from fastnca.states import Size, create_seed, get_visible_state
 
 Pixels = NDArray[np.uint8]
 
@@ -32,8 +32,8 @@ def to_pixels(state: Tensor) -> Pixels:
     return pixels
 
 
-def seed_of(model: nn.Module, size: int) -> Tensor:
-    """Return the seed `[1, C, size, size]` that `model` was trained from, on its device."""
+def seed_of(model: nn.Module, size: Size) -> Tensor:
+    """Return the seed `[1, C, H, W]` that `model` was trained from, on its device."""
     parameter = next(model.parameters())
     facts: dict[str, Any] = getattr(model, "metadata", {})
     return create_seed(

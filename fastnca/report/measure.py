@@ -52,7 +52,7 @@ class Recovery:
         after: median loss right after it.
         recovered: median loss at the last of `moments`.
         moments: steps after the damage, three of them.
-        states: `[5, C, S, S]`, one rollout before, right after, and at each of `moments`.
+        states: `[5, C, H, W]`, one rollout before, right after, and at each of `moments`.
     """
 
     name: str
@@ -76,8 +76,8 @@ def measure_stability(
 
     Args:
         model: the model; its mode is left alone.
-        seed_state: `[1, C, S, S]`.
-        target: `[1, 4, S, S]`.
+        seed_state: `[1, C, H, W]`.
+        target: `[1, 4, H, W]`.
         steps: the moments.
         runs: rollouts, each with masks of its own.
         update_rate: probability that a cell updates.
@@ -107,8 +107,8 @@ def measure_recovery(
 
     Args:
         model: the model; its mode is left alone.
-        seed_state: `[1, C, S, S]`.
-        target: `[1, 4, S, S]`.
+        seed_state: `[1, C, H, W]`.
+        target: `[1, 4, H, W]`.
         runs: rollouts per damage, each with masks of its own.
         update_rate: probability that a cell updates.
         steps: of the recovery, at least 3.
@@ -118,7 +118,7 @@ def measure_recovery(
     """
     grown = _advance(model, seed_state.repeat(runs, 1, 1, 1), 0, GROW_STEPS, update_rate)
     results = []
-    for name, cells in _damages(seed_state.shape[-1]):
+    for name, cells in _damages(*seed_state.shape[2:]):
         state = grown.masked_fill(cells.to(grown.device), 0.0)
         before, after = _median_loss(grown, target), _median_loss(state, target)
         states = [grown[0], state[0]]
@@ -132,13 +132,15 @@ def measure_recovery(
     return results
 
 
-def _damages(size: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and cells, `[S, S]` bool, of every damage."""
-    yield "square in the middle", rectangle(size, size, middle_square(size))
-    yield "left half", rectangle(size, size, (0, 0, size, max(1, size // 2)))
-    yield "lower half", rectangle(size, size, (size // 2, 0, size, size))
+def _damages(height: int, width: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and cells, `[H, W]` bool, of every damage."""
+    shape = "square" if height == width else "rectangle"
+    middle = middle_square((height, width))
+    yield f"{shape} in the middle", rectangle(height, width, middle)
+    yield "left half", rectangle(height, width, (0, 0, height, max(1, width // 2)))
+    yield "lower half", rectangle(height, width, (height // 2, 0, height, width))
     center, radius = torch.tensor([[-0.3, 0.3]]), torch.tensor([0.35])
-    yield "disc at the upper right", disc(size, size, center, radius)[0]
+    yield "disc at the upper right", disc(height, width, center, radius)[0]
 
 
 @torch.no_grad()
