@@ -348,7 +348,7 @@ def test_info(capsys, monkeypatch):
             ["regenerate", "MODEL", "--damage", "disc", "--box", "1", "1", "2", "2"],
             "--box belongs to --damage rectangle",
         ),
-        (["life", "--pattern", "acorn", "--size", "3"], "needs a grid of at least 7"),
+        (["life", "--pattern", "acorn", "--size", "3"], "needs a grid of at least 3x7, got 3x3"),
     ],
 )
 def test_refusals_are_one_sentence(arguments, words, model_dir, monkeypatch, tmp_path, capsys):

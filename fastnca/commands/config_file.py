@@ -96,15 +96,18 @@ def _words(path: Path, action: argparse.Action, name: str, value: Any) -> list[s
     listed = action.nargs in ("*", 2)
     if name == "hidden" and isinstance(value, int):  # before there were several layers
         value = [value]
+    if name == "size" and isinstance(value, list) and len(value) == 2:
+        return [f"{flag}={value[0]}x{value[1]}"]
+    hint = "; a rectangle is [height, width]" if name == "size" else ""
     if listed != isinstance(value, list):
-        raise FileFormatError(path, f"{name} must be {'a list' if listed else 'one value'}")
+        raise FileFormatError(path, f"{name} must be {'a list' if listed else 'one value'}{hint}")
     values = value if listed else [value]
     for each in values:
         if isinstance(each, bool) or not isinstance(each, int | float | str):
             raise FileFormatError(path, f"{name} must hold numbers or text, got {each!r}")
         if isinstance(each, str) != _takes_text(action):
             kind = "text" if _takes_text(action) else "a number"
-            raise FileFormatError(path, f"{name} must be {kind}, got {each!r}")
+            raise FileFormatError(path, f"{name} must be {kind}, got {each!r}{hint}")
     if listed:
         return [flag, *map(str, values)]
     return [f"{flag}={values[0]}"]

@@ -14,6 +14,7 @@ from fastnca.backends import ENVIRONMENT_VARIABLE, requested_backend
 from fastnca.backends.cpp.build import DIRECTORY, SWITCH, cpp_library, cpp_reasons
 from fastnca.backends.triton_fused import fused_reasons
 from fastnca.commands.rule import describe_rule
+from fastnca.commands.show import DEFAULT_SIZE, trained_size
 from fastnca.module import NeuralCA
 from fastnca.recognition import parameters_of
 from fastnca.states import NUM_CHANNELS
@@ -29,18 +30,24 @@ def info(arguments: Namespace) -> int:
 def _print_model(path: Path) -> int:
     """Print the sizes and the rule of a saved model, and its backend on this machine."""
     model = NeuralCA.load(path)
-    size = model.metadata.get("size")
-    if not isinstance(size, int) or not 1 <= size <= 4096:
-        size = 64
-    state = torch.zeros(1, model.num_channels, size, size, dtype=model.perception.filters.dtype)
+    fault = ""
+    try:
+        height, width = trained_size(model)
+    except ValueError as error:
+        fault, (height, width) = str(error), DEFAULT_SIZE
+    if max(height, width) > 4096:
+        height, width = DEFAULT_SIZE
+    state = torch.zeros(1, model.num_channels, height, width, dtype=model.perception.filters.dtype)
     weights = sum(parameter.numel() for parameter in parameters_of(model))
     print(f"{path}: {model.num_channels} channels, {weights:,} weights, {state.dtype}")
     for name, value in model.metadata.items():
         print(f"  {name:<16} {value}")
+    if fault:
+        print(f"  {fault}")
     print("rule (* is not the tutorial's)")
     for line in describe_rule(model.rule):
         print(f"  {line}")
-    print(f"backend, on a CPU and a grid of {size}x{size} cells")
+    print(f"backend, on a CPU and a grid of {height}x{width} cells")
     for line in str(model.explain(state)).splitlines():
         print(f"  {line}")
     return 0

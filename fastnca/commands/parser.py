@@ -13,11 +13,13 @@ from pathlib import Path
 from fastnca import __version__
 from fastnca.backends import BackendError, backend_names
 from fastnca.commands.config_file import expand_config
+from fastnca.states import Size
 from fastnca.storage import FileFormatError
+from fastnca.storage.bundle import LARGEST_SIDE
 from fastnca.training.memory import MemoryLimitError, is_out_of_memory
 
 _MOST = 2**31 - 1
-_LARGEST = 1 << 16  # cells per side
+_CELLS = "cells: 64, or HEIGHTxWIDTH such as 40x72"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,9 +90,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(TARGETS)
     parser.set_defaults(run=train)
     parser.add_argument("--target", default="circle", help=f"{names}, or a picture file")
-    parser.add_argument("--size", type=_side, default=64, help="cells per side (64)")
+    parser.add_argument("--size", type=_size, default=64, help=f"{_CELLS} (64)")
     parser.add_argument(
-        "--target-padding", type=_count, metavar="N", help="empty cells around a picture (size / 8)"
+        "--target-padding",
+        type=_count,
+        metavar="N",
+        help="empty cells around a picture (an eighth of the shorter side)",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="options as TOML")
     parser.add_argument("--out", type=Path, help="directory of the run (runs/TARGET)")
@@ -150,7 +155,7 @@ def _add_regenerate(parser: argparse.ArgumentParser) -> None:
     box = ("TOP", "LEFT", "BOTTOM", "RIGHT")
     parser.add_argument("--box", type=int, nargs=4, metavar=box, help="of the rectangle, in cells")
     parser.add_argument("--center", type=float, nargs=2, metavar=("Y", "X"), help="of the disc")
-    parser.add_argument("--radius", type=_length, help="of the disc, in cells (size / 5)")
+    parser.add_argument("--radius", type=_length, help="of the disc, in cells (shorter side / 5)")
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
@@ -176,7 +181,7 @@ def _add_life(parser: argparse.ArgumentParser) -> None:
 
     parser.set_defaults(run=life)
     parser.add_argument("--pattern", choices=list(LIFE_PATTERNS), default="glider")
-    parser.add_argument("--size", type=_side, default=32, help="cells per side (32)")
+    parser.add_argument("--size", type=_size, default=32, help=f"{_CELLS} (32)")
     parser.add_argument("--steps", type=_count, default=50, help="steps of the run (50)")
     _add_out(parser)
 
@@ -192,7 +197,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="directory of a run, or a file with a state dict")
-    parser.add_argument("--size", type=_side, help="cells per side (as it was trained)")
+    parser.add_argument("--size", type=_size, help=f"{_CELLS} (as it was trained)")
     parser.add_argument(
         "--synchronous",
         action="store_true",
@@ -220,8 +225,12 @@ def _positive(text: str) -> int:
     return _whole(text, 1)
 
 
-def _side(text: str) -> int:
-    return _whole(text, 1, _LARGEST)
+def _size(text: str) -> Size:
+    sides = text.split("x")
+    if len(sides) > 2 or not all(sides):
+        raise argparse.ArgumentTypeError(f"must be {_CELLS}, got {text!r}")
+    height, width = (_whole(side, 1, LARGEST_SIDE) for side in (sides[0], sides[-1]))
+    return height if height == width else (height, width)
 
 
 def _whole(text: str, least: int, most: int = _MOST) -> int:

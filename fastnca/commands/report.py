@@ -30,16 +30,21 @@ from fastnca.report import (
 )
 from fastnca.report.measure import EXPLODED, GROW_STEPS
 from fastnca.storage.atomic import write_atomically
-from fastnca.storage.bundle import FileFormatError, read_field
+from fastnca.storage.bundle import FileFormatError, read_field, read_size
 from fastnca.storage.checkpoints import MANIFEST, newest_intact
 from fastnca.storage.tensors import read_rows
 from fastnca.training.checkpoint import shard_name
 from fastnca.training.processes import cut
 
 _GROWTH = (0, 10, 20, 30, 40, 60, 80, 100)
-_WIDTH = 120  # pixels of a state in a row
+_WIDTH = 120  # pixels of a state's longer side in a row
 _MAX_COUNT = 2**53
-_NEEDED = {"target": str, "size": int, "target_padding": int | None, "update_rate": int | float}
+_NEEDED = {
+    "target": str,
+    "size": int | list,
+    "target_padding": int | None,
+    "update_rate": int | float,
+}
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -53,7 +58,7 @@ def report(arguments: Namespace) -> int:
     model = NeuralCA.load(_model_path(run), backend=arguments.backend)
     target = make_target(options["target"], options["size"], options.get("target_padding"), "cpu")
     target = target.to(next(model.parameters()).dtype)
-    seed_state = seed_of(model, target.shape[-1])
+    seed_state = seed_of(model, options["size"])
     print(f"measuring {max(arguments.steps)} steps of {arguments.runs} rollouts ...", flush=True)
     measured = {"runs": arguments.runs, "update_rate": options["update_rate"]}
     stability = measure_stability(model, seed_state, target, arguments.steps, **measured)
@@ -72,7 +77,7 @@ def report(arguments: Namespace) -> int:
 
 
 def _read_options(run: Path) -> dict[str, Any]:
-    """Read the options that `fastnca train` saved.
+    """Read the options that `fastnca train` saved; "size" is `(height, width)`.
 
     Raises:
         FileFormatError: the file is damaged or incomplete.
@@ -84,7 +89,10 @@ def _read_options(run: Path) -> dict[str, Any]:
     options = read_options(path)
     if wrong := [name for name, kind in _NEEDED.items() if not isinstance(options.get(name), kind)]:
         raise FileFormatError(path, f"options are missing or of a wrong type: {', '.join(wrong)}")
-    return options
+    try:
+        return {**options, "size": read_size(options)}
+    except ValueError as error:
+        raise FileFormatError(path, str(error)) from error
 
 
 def _model_path(run: Path) -> Path:
@@ -94,7 +102,8 @@ def _model_path(run: Path) -> Path:
 
 def _facts(model: NeuralCA, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what stands at the top of the page."""
-    yield "target", f"{options['target']}, {options['size']}x{options['size']} cells"
+    height, width = options["size"]
+    yield "target", f"{options['target']}, {height}x{width} cells"
     widths = " and ".join(map(str, model.rule.hidden)) or "no"
     yield "model", f"{model.num_channels} channels, {widths} hidden units"
     if set(model.rule.changed) - {"hidden"}:
@@ -200,8 +209,7 @@ def _pool_section(run: Path) -> Section:
         processes = read_field(header, "processes", 1, total) if total else 1
         dtype = torch.float16 if config["half_pool"] else _DTYPES[header["dtype"]]
         channels = read_field(header, "num_channels", 1, 1024)
-        size = read_field(header, "size", 1, 1 << 16)
-        state = torch.empty(1, channels, size, size, dtype=dtype)
+        state = torch.empty(1, channels, *read_size(header), dtype=dtype)
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(path / MANIFEST, f"a field is wrong ({error})") from error
     if not total:
@@ -218,8 +226,8 @@ def _pool_section(run: Path) -> Section:
 
 
 def _strip(states: Tensor) -> bytes:
-    """Show states in one row, each about as wide as the next one on the page."""
-    scale = max(1, _WIDTH // states.shape[-1])
+    """Show states in one row, each about as large as the next one on the page."""
+    scale = max(1, _WIDTH // max(states.shape[2:]))
     return encode_mosaic(states, columns=len(states), scale=scale)
 
 

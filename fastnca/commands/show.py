@@ -21,13 +21,17 @@ from fastnca.pictures import (
     visualize_regeneration,
 )
 from fastnca.pictures.render import Pixels, seed_of
-from fastnca.states import disc, middle_square, rectangle
+from fastnca.states import Size, disc, height_and_width, middle_square, rectangle
 from fastnca.storage.atomic import write_atomically
+from fastnca.storage.bundle import read_size
 
 GIF_EVERY = 4  # steps from frame to frame
 GROW_STEPS = 480
 """Steps of a rollout in pictures: many more than in training, so that it shows what a pattern
 becomes and whether it stays that."""
+
+DEFAULT_SIZE = 64, 64
+"""Height and width in cells of the grid for a model that does not say its own."""
 
 LIFE_PATTERNS = {
     "glider": (".#.", "..#", "###"),
@@ -85,14 +89,14 @@ def life(arguments: Namespace) -> int:
     return 0
 
 
-def growth_gif(model: NeuralCA, size: int, steps: int, mask_seed: int | None) -> bytes:
+def growth_gif(model: NeuralCA, size: Size, steps: int, mask_seed: int | None) -> bytes:
     """Encode a model's growth from its seed."""
     states = rollout_states(model, seed_of(model, size), steps, mask_seed=mask_seed)
     return encode_gif(_frames(states))
 
 
 def regeneration_gif(
-    model: NeuralCA, size: int, steps: tuple[int, int], damage: Tensor, mask_seed: int | None
+    model: NeuralCA, size: Size, steps: tuple[int, int], damage: Tensor, mask_seed: int | None
 ) -> bytes:
     """Encode the growth of a model, the damage, and its recovery."""
 
@@ -117,7 +121,16 @@ def _frames(states: Iterator[Tensor]) -> Iterator[Pixels]:
         yield to_pixels(last)
 
 
-def _load(arguments: Namespace) -> tuple[NeuralCA, int]:
+def trained_size(model: NeuralCA) -> tuple[int, int]:
+    """Return height and width of the grid that a model says it was trained on.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    return read_size(model.metadata) if "size" in model.metadata else DEFAULT_SIZE
+
+
+def _load(arguments: Namespace) -> tuple[NeuralCA, Size]:
     """Read the model; the grid is the one it was trained on unless the user says otherwise."""
     model = NeuralCA.load(arguments.model, backend=arguments.backend)
     if not any(parameter.any() for parameter in model.update_net[-1].parameters()):
@@ -126,9 +139,10 @@ def _load(arguments: Namespace) -> tuple[NeuralCA, int]:
             "every untrained model; train it first",
             file=sys.stderr,
         )
-    trained = model.metadata.get("size", 64)
-    size = arguments.size or (trained if isinstance(trained, int) and trained > 0 else 64)
-    return model, size
+    try:
+        return model, arguments.size or trained_size(model)
+    except ValueError as error:
+        raise ValueError(f"{arguments.model}: {error}; say how large with --size") from error
 
 
 def _default_paths(model: Path, name: str) -> list[Path]:
@@ -137,19 +151,20 @@ def _default_paths(model: Path, name: str) -> list[Path]:
     return [directory / f"{name}.png", directory / f"{name}.gif"]
 
 
-def _damage(arguments: Namespace, size: int) -> Tensor:
-    """Return the damaged cells, `[size, size]` bool."""
+def _damage(arguments: Namespace, size: Size) -> Tensor:
+    """Return the damaged cells, `[H, W]` bool."""
     _refuse_others(arguments)
+    height, width = height_and_width(size)
     if arguments.damage == "rectangle":
         top, left, bottom, right = arguments.box or middle_square(size)
-        return rectangle(size, size, (top, left, bottom, right))
-    y, x = arguments.center or (size / 2, size / 2)
-    unit = max(size - 1, 1) / 2  # cells per half-width
-    radius = (arguments.radius or size / 5) / unit
-    center = torch.tensor([[y / unit - 1, x / unit - 1]])
-    inside = disc(size, size, center, torch.tensor([radius]))[0]
+        return rectangle(height, width, (top, left, bottom, right))
+    y, x = arguments.center or (height / 2, width / 2)
+    halves = [max(side - 1, 1) / 2 for side in (height, width)]  # in cells
+    radius = (arguments.radius or min(height, width) / 5) / min(halves)
+    center = torch.tensor([[y / halves[0] - 1, x / halves[1] - 1]])
+    inside = disc(height, width, center, torch.tensor([radius]))[0]
     if not inside.any():
-        raise ValueError(f"the disc at {y}, {x} covers no cell of a {size}x{size} grid")
+        raise ValueError(f"the disc at {y}, {x} covers no cell of a {height}x{width} grid")
     return inside
 
 
@@ -161,18 +176,22 @@ def _refuse_others(arguments: Namespace) -> None:
             raise ValueError(f"--{name} belongs to --damage {kind}, not to {arguments.damage}")
 
 
-def _pattern(name: str, size: int) -> Tensor:
+def _pattern(name: str, size: Size) -> Tensor:
     """Place a pattern in the middle of an empty grid (the glider where the tutorial has it)."""
     rows = LIFE_PATTERNS[name]
-    height, width = len(rows), len(rows[0])
-    if size < max(height, width):
-        raise ValueError(f"the {name} needs a grid of at least {max(height, width)}, got {size}")
-    top, left = (size - height) // 2, (size - width) // 2
-    if name == "glider":
-        top = left = min(5, size - height)
-    grid = torch.zeros(size, size)
     cells = torch.tensor([[float(cell == "#") for cell in row] for row in rows])
-    grid[top : top + height, left : left + width] = cells
+    (rows_needed, columns_needed), (height, width) = cells.shape, height_and_width(size)
+    free_rows, free_columns = height - rows_needed, width - columns_needed
+    if free_rows < 0 or free_columns < 0:
+        raise ValueError(
+            f"the {name} needs a grid of at least {rows_needed}x{columns_needed}, "
+            f"got {height}x{width}"
+        )
+    top, left = free_rows // 2, free_columns // 2
+    if name == "glider":
+        top, left = min(5, free_rows), min(5, free_columns)
+    grid = torch.zeros(height, width)
+    grid[top : top + rows_needed, left : left + columns_needed] = cells
     return grid
 
 

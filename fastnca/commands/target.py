@@ -5,20 +5,21 @@ from pathlib import Path
 from torch import Tensor
 
 from fastnca.images import load_target
+from fastnca.states import Size
 from fastnca.targets import TARGETS, create_target
 
 
-def make_target(name: str, size: int, padding: int | None, device: str) -> Tensor:
+def make_target(name: str, size: Size, padding: int | None, device: str) -> Tensor:
     """Draw or read a target.
 
     Args:
         name: one of `TARGETS`, or a picture file.
-        size: height and width of the grid in cells.
+        size: of the grid in cells: one number for a square, or `(height, width)`.
         padding: empty cells around a picture; see `load_target`.
         device: where it is made.
 
     Returns:
-        `[1, 4, size, size]`.
+        `[1, 4, H, W]`.
 
     Raises:
         FileFormatError: the picture cannot be read.

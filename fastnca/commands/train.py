@@ -32,7 +32,7 @@ from fastnca.commands.watch import (
 from fastnca.module import NeuralCA
 from fastnca.pictures import plot_loss, visualize_growth, visualize_regeneration
 from fastnca.rule import Rule
-from fastnca.states import middle_square, rectangle
+from fastnca.states import height_and_width, middle_square, rectangle, size_of
 from fastnca.storage.atomic import write_atomically
 from fastnca.storage.checkpoints import list_checkpoints
 from fastnca.storage.model import describe_model
@@ -216,11 +216,11 @@ def _model(arguments: Namespace, config: TrainConfig) -> NeuralCA:
 def _announce(
     trainer: PoolTrainer, arguments: Namespace, out: Path, resumed: Resumed | None
 ) -> None:
-    model, size = trainer.model, trainer.target.shape[-1]
+    model, (height, width) = trainer.model, trainer.target.shape[2:]
     backend = choose_backend(model, model.backend, model.precision, trainer.seed_state)
     print(
-        f"fastnca {__version__}: {arguments.target} on {size}x{size} cells, {model.num_channels} "
-        f"channels, hidden {_widths(model.rule)}, preset {arguments.preset}, "
+        f"fastnca {__version__}: {arguments.target} on {height}x{width} cells, "
+        f"{model.num_channels} channels, hidden {_widths(model.rule)}, preset {arguments.preset}, "
         f"{trainer.config.iterations} iterations{_other_rule(model.rule)}\n"
         f"backend {backend} on {arguments.device} "
         f"({torch.get_num_threads()} threads), writing to {out}\n"
@@ -262,7 +262,7 @@ def _last(out: Path) -> str:
 def _facts(trainer: PoolTrainer, arguments: Namespace) -> dict[str, Any]:
     """Return what is saved with a model, beside its weights."""
     return {
-        "size": trainer.target.shape[-1],
+        "size": size_of(trainer.target),
         "fill_hidden": trainer.config.fill_hidden,
         "target": arguments.target,
         "preset": arguments.preset,
@@ -283,12 +283,12 @@ def _save(trainer: PoolTrainer, best: BestWeights, arguments: Namespace, out: Pa
 
 def _draw(trainer: PoolTrainer, out: Path) -> None:
     """Draw loss, growth and regeneration."""
-    model, size = trainer.model, trainer.target.shape[-1]
+    model, size = trainer.model, size_of(trainer.target)
     save_figure(plot_loss(trainer.losses), out / "loss.png")
     figure = visualize_growth(model, size, GROW_STEPS, mask_seed=MASK_SEED)
     save_figure(figure, out / "growth.png")
     steps = DAMAGE_STEPS, HEALING_STEPS
-    damage = rectangle(size, size, middle_square(size))
+    damage = rectangle(*height_and_width(size), middle_square(size))
     figure = visualize_regeneration(model, size, *steps, damage=damage, mask_seed=MASK_SEED)
     save_figure(figure, out / "regeneration.png")
     write_atomically(out / "pool.png", draw_pool(trainer))

@@ -23,6 +23,9 @@ from torch import Tensor
 from fastnca.storage.atomic import write_atomically
 
 FORMAT_VERSION = 2
+LARGEST_SIDE = 1 << 16
+"""Height and width of a grid, in cells, are at most so large in files and on the command line."""
+
 _READABLE = (1, 2)  # the first has no rules
 MAX_JSON_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 20  # of the safetensors file, beyond the tensors themselves
@@ -157,6 +160,25 @@ def read_field(header: Header, name: str, low: int, high: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise ValueError(f"field '{name}' must be an integer from {low} to {high}, got {value!r}")
     return value
+
+
+def read_size(header: Header, name: str = "size") -> tuple[int, int]:
+    """Return height and width of a grid: field `name`, one number for both or a list of two.
+
+    Raises:
+        ValueError: it is missing or something else, or a side is not in [1, `LARGEST_SIDE`].
+    """
+    value = header.get(name)
+    sides = list(value) if isinstance(value, list | tuple) else [value, value]
+    match sides:
+        case [int(height), int(width)] if all(
+            not isinstance(side, bool) and 1 <= side <= LARGEST_SIDE for side in (height, width)
+        ):
+            return height, width
+    raise ValueError(
+        f"field '{name}' must be an integer from 1 to {LARGEST_SIDE}, or two of them as "
+        f"[height, width], got {value!r}"
+    )
 
 
 def check_tensors(path: Path, tensors: Mapping[str, Tensor], expected: Shapes) -> None:
