@@ -1,0 +1,1 @@
+"""Losses between states and targets."""
