@@ -92,11 +92,8 @@ def _pebbles(size: _Size, generator: Generator) -> Tensor:
     return _blend(inside, (0.10, 0.09, 0.10), stone * light)
 
 
-_DRAWN: dict[str, Callable[[_Size, Generator], Tensor]] = {
-    "cheetah": _cheetah,
-    "zebra": _zebra,
-    "pebbles": _pebbles,
-}
+_Drawer = Callable[[_Size, Generator], Tensor]
+_DRAWN: dict[str, _Drawer] = {"cheetah": _cheetah, "zebra": _zebra, "pebbles": _pebbles}
 TEXTURES: tuple[str, ...] = tuple(_DRAWN)
 """Names that `create_texture` draws."""
 
@@ -170,7 +167,7 @@ def _nearest(
     values: Tensor,
     warp: Sequence[Tensor | float] = (0.0, 0.0),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the nearest points of a jittered grid on a torus (Worley's noise, SIGGRAPH 1996).
+    """Find the nearest points of a jittered grid on a torus (Worley, SIGGRAPH 1996).
 
     Args:
         size: height and width.
@@ -194,11 +191,8 @@ def _nearest(
     for step in range(25):
         row, column = y.floor().long() + step // 5 - 2, x.floor().long() + step % 5 - 2
         index = row % counts[0], column % counts[1]
-        from_point = (
-            (y - row - points[0][index]) * scale[0],
-            (x - column - points[1][index]) * scale[1],
-        )
-        offsets.append(torch.stack(from_point))
+        to_y, to_x = y - row - points[0][index], x - column - points[1][index]
+        offsets.append(torch.stack([to_y * scale[0], to_x * scale[1]]))
         found.append(values[index])
     offset = torch.stack(offsets)
     distances, order = torch.hypot(offset[:, 0], offset[:, 1]).topk(2, dim=0, largest=False)

@@ -35,7 +35,6 @@ def test_a_shift_around_the_torus_changes_nothing():
     assert torch.allclose(loss([state.roll((4, -16), (2, 3))], target), expected, rtol=1e-12)
     odd = loss([state.roll((3, 1), (2, 3))], target)
     assert torch.allclose(odd, expected, rtol=0.05)
-    assert torch.allclose(loss([state.flip(2)], target), expected, rtol=1) and odd > 0
 
 
 def test_samples_of_one_material_are_closer_than_two_materials():
@@ -65,14 +64,15 @@ def test_a_larger_sample_is_no_worse_and_an_equal_picture_tiled_is_equal():
     tiled = loss.prepare(picture.repeat(1, 1, 2, 2))
     assert loss([as_state(picture)], tiled).item() < 1e-3
     for size in (32, 47, 80):
-        assert 0 < loss([as_state(create_texture("cheetah", size, dtype=torch.float64))], target)
+        sample = as_state(create_texture("cheetah", size, dtype=torch.float64))
+        assert 0 < loss([sample], target).item() < 0.5
 
 
 def test_the_gradient_is_that_of_finite_differences():
-    loss = TextureLoss(levels=2, features=4)
+    loss = TextureLoss(levels=2, features=3)
     target = loss.prepare(create_texture("zebra", 12, dtype=torch.float64))
     generator = torch.Generator().manual_seed(1)
-    state = torch.randn(2, 4, 8, 9, dtype=torch.float64, generator=generator, requires_grad=True)
+    state = torch.randn(1, 4, 6, 7, dtype=torch.float64, generator=generator, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: loss([x, 0.5 * x], target), (state,), eps=1e-7)
 
 
