@@ -18,9 +18,9 @@ class TextureLoss:
     lie. Both pictures become pyramids of circularly padded means of 2x2 cells. At each level every
     patch is projected on fixed random directions; this is the first bank of features. The second
     is a 3x3 convolution, with fixed random weights, of the first after a ReLU: what no linear
-    projection sees, such as how edges lie to each other. Random filters describe textures nearly
-    as well as trained ones (Ustyuzhaninov et al., "What does it take to generate natural
-    textures?", ICLR 2017).
+    projection sees, such as how edges lie to each other. Statistics of random filters after a ReLU
+    are known to describe many textures (Ustyuzhaninov et al., "What does it take to generate
+    natural textures?", ICLR 2017).
 
     The values of one feature at all places are compared by their sorted values, t of the target
     and s of the state (Rabin et al., "Wasserstein Barycenter and its Application to Texture
@@ -29,7 +29,7 @@ class TextureLoss:
 
         loss = mean over levels, banks and features of  mean_i (s_i - t_i)² / (var(t) + 1e-4)
 
-    So a feature that hardly varies, such as a shade of colour, counts as much as brightness does.
+    So a feature that varies little, such as a shade of colour, counts as much as brightness does.
     The loss is 0 for equal distributions, for instance for a state that is shifted around the
     torus by multiples of `2 ** (levels - 1)` cells.
 
