@@ -149,3 +149,30 @@ def test_bad_values_are_named():
         loss([torch.zeros(1, 12, 7, 16)], target)
     with pytest.raises(ValueError, match="at least one state"):
         loss([], target)
+
+
+def test_the_loss_is_the_same_everywhere():
+    """The value was written down once: other directions or features would change what it means."""
+    loss = TextureLoss()
+    assert loss.capturable is True
+    target = loss.prepare(create_texture("zebra", 32, dtype=torch.float64))
+    value = loss([as_state(create_texture("pebbles", 32, dtype=torch.float64))], target)
+    assert value.item() == pytest.approx(0.6466166129489731, rel=1e-6)
+
+
+def test_the_sorted_values_are_those_of_the_definition():
+    """The first bank of the first level, written out with a loop."""
+    loss = TextureLoss(levels=1, features=4)
+    picture = create_texture("zebra", (4, 5), dtype=torch.float64)
+    filters = loss._weights[0][0]
+    rows = loss.prepare(picture)[0, 0]
+    for row, each in zip(rows, filters, strict=True):
+        values = []
+        for y in range(4):
+            for x in range(5):
+                patch = picture[0, :3].roll((2 - y, 2 - x), (1, 2))
+                total = sum(
+                    each[:, i, j] @ patch[:, i % 4, j % 5] for i in range(5) for j in range(5)
+                )
+                values.append(total.item())
+        assert row.tolist() == pytest.approx(sorted(values), abs=1e-12)
