@@ -1,6 +1,5 @@
 """Does a model grow, stay as it is and heal: what is asked of the default recipe."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,13 +8,12 @@ from torch import Tensor
 
 from fastnca import NeuralCA, get_visible_state
 from fastnca.states import ALIVE_THRESHOLD, ALPHA, middle_square, rectangle
-from fastnca.training import BestWeights, CollapsedError, DivergedError, PoolTrainer
-from fastnca.training.best import DAMAGE_STEPS, HEALING_STEPS
-from fastnca.training.step import StepResult
+from fastnca.training import CollapsedError, DivergedError, EmaTracker, PoolTrainer
+from fastnca.training.ema import DAMAGE_STEPS, HEALING_STEPS
 
 ROLLOUTS = 4
 MASK_SEED = 1000
-"""Not the masks that `BestWeights` chooses by."""
+"""Not the masks that `EmaTracker` chooses by."""
 
 DISTANCE = 2
 """Cells from the target within which living cells are no scraps."""
@@ -100,7 +98,7 @@ def judge(model: NeuralCA, seed_state: Tensor, target: Tensor) -> Judgement:
     return Judgement(**values, dead=float((~living).float().mean()))
 
 
-def fit(trainer: PoolTrainer, best: BestWeights, on_step: Callable[[StepResult], None]) -> str:
+def fit(trainer: PoolTrainer, best: EmaTracker) -> str:
     """Train to the end and load the best weights into the trainer's model.
 
     Returns:
@@ -108,7 +106,7 @@ def fit(trainer: PoolTrainer, best: BestWeights, on_step: Callable[[StepResult],
     """
     ended = "done"
     try:
-        trainer.fit(progress=False, on_step=on_step)
+        trainer.fit(progress=False)
     except CollapsedError:
         ended = "collapsed"
     except DivergedError:

@@ -15,7 +15,7 @@ from bench.results import FAILED, OK, SKIPPED, WRONG, Row
 from bench.runners import Timed
 from bench.states import alive_shares, make_state
 from bench.timing import Clock, Times, interleave, ratios
-from fastnca.training.memory import is_out_of_memory
+from fastnca.memory import is_out_of_memory
 
 _STEP_BYTES = 3000
 """Temporaries of one step of the tutorial's class per cell, an estimate on the high side."""

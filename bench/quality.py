@@ -35,11 +35,12 @@ from fastnca.states import get_visible_state
 from fastnca.training import (
     DEFAULT_PRESET,
     PRESETS,
-    BestWeights,
+    Callback,
+    EmaTracker,
     PoolTrainer,
     TrainConfig,
 )
-from fastnca.training.step import StepResult
+from fastnca.training.callbacks import StepResult
 
 EVERY = 100
 OUTPUT = Path("runs/bench/quality.csv")
@@ -83,26 +84,23 @@ class Result(Judgement):
     commit: str
 
 
-class _Watch:
-    """Looks for the first time at which all bounds hold; pass it to `fit` as `on_step`."""
+class _Watch(Callback):
+    """Looks for the first time at which all bounds hold."""
 
-    def __init__(self, trainer: PoolTrainer, best: BestWeights) -> None:
-        self._trainer = trainer
+    def __init__(self, best: EmaTracker) -> None:
         self._best = best
         self._since = time.perf_counter()
         self.seconds = 0.0
         self.steps = 0
         self.reached: tuple[int, float, int] | None = None  # iterations, seconds, steps
 
-    def __call__(self, result: StepResult) -> None:
-        """Hear of one iteration."""
-        self._best(result)
+    def on_step_end(self, trainer: PoolTrainer, result: StepResult) -> None:
+        """Judge the average if it is time to."""
         self.steps += result.steps
         self.seconds += time.perf_counter() - self._since
-        done, total = result.iteration, self._trainer.config.iterations
+        done, total = result.iteration, trainer.config.iterations
         if self.reached is None and 2 * done >= total and done % EVERY == 0:
-            trainer = self._trainer
-            found = judge(self._best.average, trainer.seed_state, trainer.target)
+            found = judge(self._best.ema_model, trainer.seed_state, trainer.target)
             if all(found.holds().values()):
                 self.reached = done, self.seconds, self.steps
         self._since = time.perf_counter()
@@ -125,10 +123,10 @@ def train(
     """
     torch.manual_seed(seed)
     model = NeuralCA()
-    trainer = PoolTrainer(model.to(target.device), target, config)
-    best = BestWeights(trainer)
-    watch = _Watch(trainer, best)
-    ended = fit(trainer, best, watch)
+    best = EmaTracker()
+    watch = _Watch(best)
+    trainer = PoolTrainer(model.to(target.device), target, config, callbacks=[best, watch])
+    ended = fit(trainer, best)
     if saved_as is not None:
         model.metadata = {"size": target.shape[-1], "fill_hidden": config.fill_hidden}
         model.save(saved_as)

@@ -111,4 +111,4 @@ RECIPES: dict[str, dict[str, Any]] = {
     "no-averaging": {"average": 0.0},
 }
 """Recipes by name: what each changes in `BASE`. "average" is no option of `TrainConfig` but the
-decay of `BestWeights`."""
+decay of `EmaTracker`."""

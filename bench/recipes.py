@@ -32,8 +32,7 @@ from bench.machine import ROOT, describe
 from bench.recipe_cases import BASE, RECIPES
 from bench.results import read_if_there, write_csv
 from fastnca import NeuralCA, create_target
-from fastnca.training import BestWeights, PoolTrainer, TrainConfig
-from fastnca.training.schedule import in_proportion
+from fastnca.training import EmaTracker, PoolTrainer, TrainConfig
 
 OUTPUT = ROOT / "bench" / "results" / "cpu-2core-recipes.csv"
 TARGETS = ("circle", "heart", "leaf")
@@ -75,7 +74,7 @@ class Run(Judgement):
 def make_config(case: str, iterations: int, seed: int) -> TrainConfig:
     """Return the options of a case, with everything that counts iterations stretched."""
     changes = {name: value for name, value in RECIPES[case].items() if name != "average"}
-    return in_proportion(TrainConfig(**{**BASE, **changes, "seed": seed}), iterations)
+    return TrainConfig(**{**BASE, **changes, "seed": seed}).scaled_to(iterations)
 
 
 def train(case: str, target: str, size: int, seed: int, iterations: int) -> dict[str, Any]:
@@ -83,10 +82,11 @@ def train(case: str, target: str, size: int, seed: int, iterations: int) -> dict
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     model, picture = NeuralCA(), create_target(target, size)
-    trainer = PoolTrainer(model, picture, make_config(case, iterations, seed))
-    best = BestWeights(trainer, decay=RECIPES[case].get("average", 0.98))
+    best = EmaTracker(decay=RECIPES[case].get("average", 0.98))
+    config = make_config(case, iterations, seed)
+    trainer = PoolTrainer(model, picture, config, callbacks=[best])
     start = time.process_time()
-    ended = fit(trainer, best, best)
+    ended = fit(trainer, best)
     seconds = time.process_time() - start
     facts = {"case": case, "target": target, "size": size, "seed": seed, "ended": ended}
     facts |= {"iterations": trainer.iteration, "seconds": seconds}

@@ -16,8 +16,7 @@ from fastnca.states import NUM_CHANNELS, create_seed, get_visible_state
 from fastnca.storage import FileFormatError
 from fastnca.targets import create_target, create_target_circle
 from fastnca.training import train_nca
-
-__version__ = "0.1.0"
+from fastnca.version import __version__ as __version__
 
 __all__ = [
     "NUM_CHANNELS",

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from fastnca import NeuralCA, create_target_circle
+from fastnca.memory import describe
 from fastnca.training import PoolTrainer, TrainConfig
-from fastnca.training.memory import describe
 from tests.helpers import excite
 
 
@@ -39,7 +39,7 @@ def time_pools(slots: list[int], device: str, iterations: int) -> float:
     times: list[list[float]] = [[] for _ in slots]
     for number in range(iterations + 10):
         for each in trainers:
-            each.randomness.restore(trainers[0].randomness.state())  # the same number of steps
+            each.sampler.restore(trainers[0].sampler.state())  # the same number of steps
         for each, taken in zip(trainers, times, strict=True):
             start = time.perf_counter()
             each.step()

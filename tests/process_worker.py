@@ -17,8 +17,8 @@ import torch.nn.functional as F
 
 from fastnca import NeuralCA, create_target_circle, get_visible_state
 from fastnca.training import PoolTrainer, Processes, RunDirectory, TrainConfig
-from fastnca.training.doctor import PATIENCE
-from fastnca.training.draw import Randomness
+from fastnca.training.recovery import PATIENCE
+from fastnca.training.sampling import IterationSampler
 from tests.helpers import excite
 from tests.runs import advance, tensors
 
@@ -43,8 +43,8 @@ def gradient_error(processes):
     model = make(Processes(), dtype=torch.float64).model
     each.step()
     config, pieces = each.config, []
-    for rank in range(processes.size):
-        draw = Randomness(config, len(each.pool), rank, processes.size).next()
+    for rank in range(processes.world_size):
+        draw = IterationSampler(config, len(each.pool), rank, processes.world_size).next()
         for number, count in enumerate((2, 1)):  # the micro-batches
             states = each.seed_state.repeat(count, 1, 1, 1)
             pieces.append(model.run_steps(states, draw.steps, seed=draw.seed + number))
@@ -105,11 +105,13 @@ def train(processes, directory):
     each = make(processes, iterations=10_000)
 
     def interrupt(result):
-        if result.iteration == 5 and processes.rank == processes.size - 1:
+        if result.iteration == 5 and processes.rank == processes.world_size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     try:
-        each.fit(progress=False, on_step=interrupt, run=RunDirectory(directory / "stop", processes))
+        each.fit(
+            progress=False, callbacks=[interrupt], run=RunDirectory(directory / "stop", processes)
+        )
     except SystemExit as error:
         said["exit"] = error.code
     said["stopped"] = each.iteration
@@ -124,7 +126,7 @@ def save_for_ever(processes, directory):
         if result.iteration == 3:
             print("ready", flush=True)
 
-    each.fit(progress=False, on_step=report, run=RunDirectory(directory, processes))
+    each.fit(progress=False, callbacks=[report], run=RunDirectory(directory, processes))
 
 
 def resume(processes, directory):
@@ -144,11 +146,11 @@ def resume(processes, directory):
 
 
 def main():
-    processes = Processes.join(torch.device("cpu"), timeout=60)
+    processes = Processes.init(torch.device("cpu"), timeout=60)
     scenario = {"train": train, "save": save_for_ever, "resume": resume}[sys.argv[1]]
     group = weakref.ref(dist.group.WORLD)
     said = scenario(processes, Path(sys.argv[2]))
-    processes.leave()
+    processes.close()
     print(json.dumps({**said, "group is gone": group() is None}), flush=True)
 
 

@@ -3,9 +3,17 @@
 import torch
 
 from fastnca import NeuralCA, create_target_circle
-from fastnca.training import PoolTrainer, TrainConfig
+from fastnca.training import Callback, PoolTrainer, TrainConfig
 
 SMALL = {"pool_size": 6, "batch_size": 3, "min_steps": 3, "max_steps": 6, "seed": 1}
+
+
+class Hooks(Callback):
+    """Calls functions without arguments at the hooks that they are named for."""
+
+    def __init__(self, **hooks):
+        for name, function in hooks.items():
+            setattr(self, name, lambda *_, call=function: call())
 
 
 def make_trainer(preset="tutorial", size=8, hidden=6, **options):
@@ -24,12 +32,12 @@ def tensors(each: PoolTrainer) -> dict[str, torch.Tensor]:
     moments = {
         f"{name}.{key}": value
         for name, parameter in each.model.named_parameters()
-        for key, value in each.optimizer.state.get(parameter, {}).items()
+        for key, value in each.optimizer.adam.state.get(parameter, {}).items()
     }
-    generators = {f"generator.{n}": state for n, state in enumerate(each.randomness.state())}
+    generators = {f"generator.{n}": state for n, state in enumerate(each.sampler.state())}
     return {
         **each.model.state_dict(),
-        **{f"good.{name}": value for name, value in each.good_weights.items()},
+        **{f"good.{name}": value for name, value in each.optimizer.good_weights.items()},
         **moments,
         **generators,
         "pool": each.pool.states,

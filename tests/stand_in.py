@@ -19,9 +19,9 @@ from fastnca.masks import philox
 from fastnca.reference import PerceptionModule
 from fastnca.states import ALIVE_THRESHOLD
 from fastnca.training import PoolTrainer, StepResult, TrainConfig
-from fastnca.training.graphed import WARM_UP, GraphedIteration
+from fastnca.training.graphs import WARM_UP, GraphedIteration
 from fastnca.training.iteration import Iteration
-from fastnca.training.update import Update
+from fastnca.training.optimizer import ModelOptimizer
 from tests.helpers import excite
 from tests.runs import assert_same
 
@@ -156,8 +156,8 @@ def make_trainer(record=None, preset="tutorial", size=16, model=None, device_typ
     config = TrainConfig.preset(preset, **{**SMALL, **options})
     made = excite(NeuralCA(8, 16), 0.1) if model is None else model
     each = PoolTrainer(made, create_target_circle(size), config)
-    each.update = Update(each.model, config, on_device=True)
-    parts = each.model, each.target, each.seed_state, config, each.pool, each.update
+    each.optimizer = ModelOptimizer(each.model, config, on_device=True)
+    parts = each.model, each.task, config, each.pool, each.optimizer
     if record is None:
         each.iterate = Iteration(*parts, each.processes)
     else:

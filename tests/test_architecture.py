@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 
 # Each module may import what stands on floors below its own.
 FLOORS = [
-    ["fastnca.states"],
-    ["fastnca.life", "fastnca.masks", "fastnca.targets", "fastnca.backends"],
+    ["fastnca.states", "fastnca.distributed", "fastnca.version"],
+    ["fastnca.losses", "fastnca.life", "fastnca.masks", "fastnca.targets", "fastnca.backends"],
     ["fastnca.filters"],
     ["fastnca.rule"],
     ["fastnca.checks", "fastnca.reference", "fastnca.storage.atomic"],
@@ -25,11 +25,16 @@ FLOORS = [
     ["fastnca.backends.choose", "fastnca.backends.operators", "fastnca.storage"],
     ["fastnca.backends.dispatch", "fastnca.images"],
     ["fastnca.module"],
-    ["fastnca.pictures", "fastnca.training"],
+    ["fastnca.pictures", "fastnca.memory"],
+    ["fastnca.training"],
     ["fastnca.report"],
     ["fastnca.commands", "fastnca"],
     ["fastnca.__main__"],
 ]
+
+# Within training, each module may import those before it.
+TRAINING = ["presets", "config", "task", "sampling", "pool", "optimizer", "callbacks", "iteration"]
+TRAINING += ["graphs", "recovery", "ema", "facts", "loop", "trainer", "tutorial"]
 
 
 def read_modules():
@@ -55,10 +60,20 @@ def floor(name):
     return max(fits)[1]
 
 
-def imports(tree, top_level_only):
-    """Yield the names of imported modules; `TYPE_CHECKING` blocks do not count."""
-    nodes = list(tree.body) if top_level_only else list(ast.walk(tree))
-    for node in nodes:
+def imports(tree):
+    """Yield the names of imported modules, also within functions.
+
+    Blocks under `TYPE_CHECKING` do not count: they are not run.
+    """
+    typing = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+    ]
+    skipped = {id(child) for block in typing for child in ast.walk(block)}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -72,7 +87,7 @@ def imports(tree, top_level_only):
 def test_imports_point_downwards(name, tree):
     own = name.rsplit(".", 1)[0] if name.count(".") > 1 else name
     known = {module for module, _ in MODULES}
-    for imported in imports(tree, top_level_only=True):
+    for imported in imports(tree):
         if not imported.startswith("fastnca.") or imported not in known:
             continue
         if imported == own or imported.startswith(own + ".") or name == "fastnca":
@@ -81,16 +96,28 @@ def test_imports_point_downwards(name, tree):
         assert same_package or floor(imported) < floor(name), f"{name} imports {imported}"
 
 
+def test_imports_within_training_point_downwards():
+    found = {name.rsplit(".", 1)[1] for name, _ in MODULES if name.startswith("fastnca.training.")}
+    assert found == set(TRAINING)
+    for name, tree in MODULES:
+        if not name.startswith("fastnca.training."):
+            continue
+        own = TRAINING.index(name.rsplit(".", 1)[1])
+        for imported in imports(tree):
+            if imported.startswith("fastnca.training."):
+                assert TRAINING.index(imported.rsplit(".", 1)[1]) < own, f"{name}: {imported}"
+
+
 @pytest.mark.parametrize(("name", "tree"), MODULES, ids=[name for name, _ in MODULES])
 def test_only_the_kernels_import_triton_and_nobody_a_bare_kernels(name, tree):
-    roots = {imported.split(".")[0] for imported in imports(tree, top_level_only=False)}
+    roots = {imported.split(".")[0] for imported in imports(tree)}
     assert "triton" not in roots
     assert "kernels" not in roots
 
 
 def test_the_reference_imports_torch_only():
     tree = dict(MODULES)["fastnca.reference"]
-    roots = {imported.split(".")[0] for imported in imports(tree, top_level_only=False)}
+    roots = {imported.split(".")[0] for imported in imports(tree)}
     assert roots == {"itertools", "torch", "fastnca"}
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fastnca.training.damage import cut_discs, draw_discs
+from fastnca.training.sampling import cut_discs, draw_discs
 from tests.runs import make_trainer
 
 
@@ -43,22 +43,22 @@ def test_damage_begins_after_so_many_iterations():
 
 def test_damage_rate_is_how_often_a_disc_is_cut_out():
     each = make_trainer("regenerating", damage=2, damage_rate=0.75, seed=3)
-    radii = torch.stack([each.randomness.next().radii for _ in range(2000)])
+    radii = torch.stack([each.sampler.next().radii for _ in range(2000)])
     assert ((radii == 0) | (radii >= 0.1)).all()
     cut = (radii > 0).float()
     assert (cut.mean(0) - 0.75).abs().max() < 0.04
     assert abs(float(cut.prod(1).mean()) - 0.75**2) < 0.045  # each for itself
     always = make_trainer("regenerating", damage=2, seed=3)
-    assert all(always.randomness.next().radii.all() for _ in range(100))
+    assert all(always.sampler.next().radii.all() for _ in range(100))
 
 
 def test_damage_radius_is_that_of_the_discs():
     each = make_trainer("regenerating", damage=2, damage_radius=(0.25, 0.5), seed=3)
-    radii = torch.stack([each.randomness.next().radii for _ in range(500)])
+    radii = torch.stack([each.sampler.next().radii for _ in range(500)])
     assert radii.min() == pytest.approx(0.25, abs=2e-3)
     assert radii.max() == pytest.approx(0.5, abs=2e-3)
     usual = make_trainer("regenerating", damage=2, seed=3)
-    found = torch.stack([usual.randomness.next().radii for _ in range(500)])
+    found = torch.stack([usual.sampler.next().radii for _ in range(500)])
     torch.testing.assert_close((found - 0.1) / 0.3, (radii - 0.25) / 0.25)  # the same draws
 
 
@@ -67,7 +67,7 @@ def test_damage_offset_is_how_far_discs_lie_from_the_middle():
         make_trainer("regenerating", damage=2, seed=3, **options)
         for options in ({}, {"damage_offset": 0.25}, {"damage_offset": 0.0})
     )
-    draws = [[each.randomness.next() for each in (usual, near, middle)] for _ in range(500)]
+    draws = [[each.sampler.next() for each in (usual, near, middle)] for _ in range(500)]
     centers = torch.stack([draw.centers for draw, _, _ in draws])
     assert centers.abs().amax((0, 1)).tolist() == pytest.approx([0.5, 0.5], abs=2e-3)
     for far, close, none in draws:  # the same draws

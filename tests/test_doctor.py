@@ -11,17 +11,26 @@ from fastnca import NeuralCA, create_target_circle
 from fastnca.commands.parser import main
 from fastnca.training import (
     PRESETS,
-    BestWeights,
     CollapsedError,
     DivergedError,
+    EmaTracker,
     PoolTrainer,
     Processes,
     TrainConfig,
 )
-from fastnca.training.doctor import LEARNING_BY, PATIENCE, RISE, WINDOW, Doctor, Fault
-from fastnca.training.recovery import EVERY, RATE
-from fastnca.training.step import StepResult
-from tests.runs import SMALL, advance, assert_same
+from fastnca.training.callbacks import StepResult
+from fastnca.training.optimizer import copy_weights
+from fastnca.training.recovery import (
+    EVERY,
+    LEARNING_BY,
+    PATIENCE,
+    RATE,
+    RISE,
+    WINDOW,
+    Doctor,
+    Fault,
+)
+from tests.runs import SMALL, Hooks, advance, assert_same
 
 DEAD = "the seed or most states were dead after the rollout in 10 iterations in a row"
 
@@ -170,7 +179,7 @@ def test_numbers_that_are_read_late_warn_as_well(caplog):
     each = make(bias=-2.0, update_rate=1.0)
     for _ in range(PATIENCE + 2):
         each.start()
-    each.read()
+    each.collect()
     each.check()
     assert len(warnings(caplog)) == 1
 
@@ -194,7 +203,7 @@ def test_a_fresh_model_warns_of_nothing(caplog, preset):
 def test_a_standstill_that_ends_warns_of_nothing(caplog):
     each = make(update_rate=1.0)
     for _ in range(3):
-        weights = each.copy_weights()
+        weights = copy_weights(each.model)
         kill(each.model)
         advance(each, PATIENCE - 1)
         each.model.load_state_dict(weights)
@@ -224,9 +233,9 @@ def test_of_several_processes_the_first_one_warns(caplog):
 def test_a_seed_made_to_die_is_repaired_within_20_iterations(caplog, preset):
     each = make(preset=preset, update_rate=1.0, damage=int(preset == "regenerating"))
     advance(each, EVERY)
-    good = each.copy_weights()
+    good = copy_weights(each.model)
     seen = []
-    each.after_repair.append(lambda: seen.append(each.iteration))
+    each.add_callback(Hooks(on_rollback=lambda: seen.append(each.iteration)))
     kill(each.model)
     advance(each, 20)
     (said,) = warnings(caplog)
@@ -244,22 +253,22 @@ def test_a_seed_made_to_die_is_repaired_within_20_iterations(caplog, preset):
 
 def test_a_repair_puts_weights_optimiser_and_pool_right():
     each = make(preset="persistent", update_rate=1.0)
-    best = BestWeights(each)
+    best = each.add_callback(EmaTracker())
     advance(each, EVERY)
-    good = each.copy_weights()
+    good = copy_weights(each.model)
     kill(each.model)
     each.pool.states[0] = 0.0
     each.pool.states[1] = 1e6
     kept = each.pool.states[2].clone()
     for _ in range(PATIENCE):  # what `step` does, but for the repair
         each.start()
-    each.read()
+    each.collect()
     states = each.pool.states
     states[0], states[1], states[2] = 0.0, 1e6, kept
     each.check()
-    for state in each.optimizer.state.values():
+    for state in each.optimizer.adam.state.values():
         assert all(not value.any() for value in state.values())
-    for weights in (each.model.state_dict(), best.average.state_dict()):
+    for weights in (each.model.state_dict(), best.ema_model.state_dict()):
         for name, value in good.items():
             assert torch.equal(weights[name], value), name
     assert torch.equal(each.pool.states[:2], each.seed_state.repeat(2, 1, 1, 1))
@@ -268,10 +277,10 @@ def test_a_repair_puts_weights_optimiser_and_pool_right():
 
 def test_the_fault_after_the_last_repair_ends_training(caplog):
     each = make(preset="persistent", update_rate=1.0, repairs=2)
-    initial = each.copy_weights()
+    initial = copy_weights(each.model)
     kill(each.model)
-    each.after_repair.append(lambda: kill(each.model))
-    each.after_start.append(lambda _: kill(each.model))
+    again = {"on_rollback": lambda: kill(each.model), "on_update": lambda: kill(each.model)}
+    each.add_callback(Hooks(**again))
     with pytest.raises(CollapsedError, match="after 2 repairs; the model is back at the weights"):
         advance(each, 10 * PATIENCE)
     assert each.iteration == 3 * PATIENCE
@@ -286,19 +295,18 @@ def test_the_fault_after_the_last_repair_ends_training(caplog):
 def test_skipped_iterations_are_repaired_too_and_end_as_diverged(caplog):
     each = make(preset="persistent", repairs=1, max_skips=3)
 
-    def spoil(_):
+    def spoil():
         with torch.no_grad():
             each.model.update_net[0].weight.fill_(math.nan)
 
     advance(each, 2)
-    spoil(None)
-    each.after_start.append(spoil)
-    each.after_repair.append(lambda: spoil(None))
+    spoil()
+    each.add_callback(Hooks(on_update=spoil, on_rollback=spoil))
     with pytest.raises(DivergedError, match="not finite in 3 iterations in a row, up to iter"):
         advance(each, 20)
     assert each.iteration == 2 + 2 * 3
     assert len(warnings(caplog)) == 1
-    assert all(value.isfinite().all() for value in each.copy_weights().values())
+    assert all(value.isfinite().all() for value in copy_weights(each.model).values())
 
 
 def test_a_repaired_run_resumes_bit_for_bit(tmp_path):

@@ -10,10 +10,10 @@ import torch
 from fastnca import NeuralCA, create_target_circle, reference
 from fastnca.backends import dispatch, triton_fused
 from fastnca.backends.base import BACKENDS
-from fastnca.training import PoolTrainer, TrainConfig, graphed, iteration
-from fastnca.training.draw import Randomness
-from fastnca.training.graphed import GraphedIteration
-from fastnca.training.inputs import Inputs
+from fastnca.training import PoolTrainer, TrainConfig, graphs, iteration
+from fastnca.training.graphs import GraphedIteration, GraphInputs
+from fastnca.training.optimizer import copy_weights
+from fastnca.training.sampling import IterationSampler
 from tests.helpers import excite
 from tests.runs import assert_same
 from tests.stand_in import FIRST, SMALL, Recorder, compare, make_trainer, plain_rollout
@@ -24,7 +24,7 @@ def _plain_kernels(monkeypatch):
     """Let the `triton` backend be chosen on a CPU, and compute it with torch's operators."""
     monkeypatch.setattr(triton_fused, "fused_rollout", plain_rollout)
     monkeypatch.setattr(dispatch, "choose", lambda *_: BACKENDS["triton"])
-    monkeypatch.setattr(graphed, "choose_backend", lambda *_: "triton")
+    monkeypatch.setattr(graphs, "choose_backend", lambda *_: "triton")
     monkeypatch.setattr(iteration, "choose_backend", lambda *_: "triton")  # no reserved threads
 
 
@@ -104,7 +104,7 @@ def test_a_wish_to_stop_is_handed_on():
     graph = make_trainer(Recorder())
     for number in range(FIRST + 4):
         graph.start(stop=number % 2 == 1)
-    assert [result.stop for result in graph.read()] == [n % 2 == 1 for n in range(FIRST + 4)]
+    assert [result.stop for result in graph.collect()] == [n % 2 == 1 for n in range(FIRST + 4)]
 
 
 def test_many_iterations_are_started_before_one_is_read():
@@ -112,7 +112,7 @@ def test_many_iterations_are_started_before_one_is_read():
     for each in (graph, plain):
         for _ in range(FIRST + 5):
             each.start()
-    assert [r.loss for r in graph.read()] == [r.loss for r in plain.read()]
+    assert [r.loss for r in graph.collect()] == [r.loss for r in plain.collect()]
     assert_same(graph, plain)
 
 
@@ -142,12 +142,12 @@ def replace_moments(each):
 
 
 def replace_rate(each):
-    group = each.optimizer.param_groups[0]
+    group = each.optimizer.adam.param_groups[0]
     group["lr"] = group["lr"].clone()
 
 
 def replace_good_weights(each):
-    each.update.good_weights = {n: v.clone() for n, v in each.good_weights.items()}
+    each.optimizer.good_weights = {n: v.clone() for n, v in each.optimizer.good_weights.items()}
 
 
 def replace_pool(each):
@@ -155,11 +155,11 @@ def replace_pool(each):
 
 
 def replace_target(each):
-    each.iterate._target = each.iterate._target.clone()
+    each.task._prepared = each.task._prepared.clone()
 
 
 def change_option(each):
-    each.optimizer.param_groups[0]["weight_decay"] = 0.1
+    each.optimizer.adam.param_groups[0]["weight_decay"] = 0.1
 
 
 def freeze(each):
@@ -203,8 +203,8 @@ def test_what_python_must_see_is_not_replayed(monkeypatch):
     for add in (
         lambda each: each.model.update_net[2].weight.register_hook(lambda g: calls.append(g)),
         lambda each: each.model.update_net[0].bias.register_post_accumulate_grad_hook(calls.append),
-        lambda each: each.optimizer.register_step_pre_hook(lambda *_: calls.append(1)),
-        lambda each: each.optimizer.register_step_post_hook(lambda *_: calls.append(1)),
+        lambda each: each.optimizer.adam.register_step_pre_hook(lambda *_: calls.append(1)),
+        lambda each: each.optimizer.adam.register_step_post_hook(lambda *_: calls.append(1)),
     ):
         hooks = [add(graph), add(plain)]
         compare(graph, plain, 2)
@@ -233,7 +233,7 @@ def test_what_python_must_see_is_not_replayed(monkeypatch):
 )
 def test_what_cannot_be_captured_is_not_tried(options, monkeypatch):
     record, backend = Recorder(), options.pop("backend", "triton")
-    monkeypatch.setattr(graphed, "choose_backend", lambda *_: backend)
+    monkeypatch.setattr(graphs, "choose_backend", lambda *_: backend)
     compare(make_trainer(record, **options), make_trainer(**options), FIRST + 2)
     assert record.recorded == 0
 
@@ -251,7 +251,7 @@ def test_models_with_rollouts_of_their_own_are_not_captured(kind):
     record = Recorder()
     graph, plain = (make_trainer(each, model=excite(kind(8, 16))) for each in (record, None))
     graph.model.load_state_dict(plain.model.state_dict())
-    graph.good_weights.update(plain.copy_weights())
+    graph.optimizer.good_weights.update(copy_weights(plain.model))
     compare(graph, plain, FIRST + 2)
     assert record.recorded == 0
     assert getattr(graph.model, "rollouts", FIRST + 2) == FIRST + 2
@@ -305,7 +305,9 @@ def test_an_operation_that_waits_for_the_device_is_not_captured(caplog, monkeypa
 @pytest.mark.parametrize("options", [{}, {"use_pool": False}, {"damage": 2}, {"batch_size": 6}])
 def test_inputs_hold_a_draw_at_aligned_addresses_that_stay(options):
     config = TrainConfig(**{**SMALL, **options})
-    inputs, source = Inputs(config, torch.device("cpu")), Randomness(config, 7)
+    drawn = config.batch_size if config.use_pool else 0
+    inputs = GraphInputs(config, drawn, torch.device("cpu"))
+    source = IterationSampler(config, 7 if config.use_pool else 1)
     there = inputs.draw
     parts = [there.seed, there.count, inputs.rate, there.slots, there.centers, there.radii]
     addresses = [part.data_ptr() for part in parts]
@@ -324,8 +326,8 @@ def test_inputs_hold_a_draw_at_aligned_addresses_that_stay(options):
 def test_parts_of_a_batch_have_seeds_of_their_own_in_both_forms():
     """The last seed there is wraps to the first one."""
     plain = make_trainer(micro_batches=2)
-    draw = replace_field(plain.randomness.next(), seed=2**63 - 1)
-    inputs = Inputs(plain.config, torch.device("cpu"))
+    draw = replace_field(plain.sampler.next(), seed=2**63 - 1)
+    inputs = GraphInputs(plain.config, 3, torch.device("cpu"))
     inputs.fill(draw, 1e-3)
     seeds, roll_out = [], plain.model.run_steps
 

@@ -6,21 +6,20 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastnca import NeuralCA, create_seed, create_target_circle
+from fastnca import NeuralCA, create_seed, create_target_circle, memory
+from fastnca.distributed import Processes
+from fastnca.memory import Estimate
 from fastnca.training import (
-    BestWeights,
+    EmaTracker,
     MemoryLimitError,
     PoolTrainer,
     SamplePool,
     TrainConfig,
-    memory,
 )
-from fastnca.training.draw import Randomness, draw_slots
-from fastnca.training.host_pool import HostPool
 from fastnca.training.iteration import Iteration
-from fastnca.training.memory import Estimate
-from fastnca.training.processes import Processes
-from fastnca.training.update import Update
+from fastnca.training.optimizer import ModelOptimizer
+from fastnca.training.pool import HostPool
+from fastnca.training.sampling import IterationSampler, draw_slots
 from tests.helpers import excite
 
 SMALL = {"pool_size": 6, "batch_size": 3, "min_steps": 3, "max_steps": 6, "seed": 1}
@@ -34,14 +33,13 @@ def trainer(preset="tutorial", backend="torch", size=12, **options):
 
 def put_on_device(each):
     """Let the trainer decide by tensors, as it does on a GPU."""
-    each.update = Update(each.model, each.config, on_device=True)
+    each.optimizer = ModelOptimizer(each.model, each.config, on_device=True)
     each.iterate = Iteration(
         each.model,
-        each.target,
-        each.seed_state,
+        each.task,
         each.config,
         each.pool,
-        each.update,
+        each.optimizer,
         Processes(),
     )
     return each
@@ -131,7 +129,7 @@ def test_an_iteration_reads_nothing_back(preset):
     each = put_on_device(
         trainer(preset, "reference", damage=int(preset == "regenerating"), micro_batches=2)
     )
-    draw = each.randomness.next()
+    draw = each.sampler.next()
     with Reading():
         numbers = each.iterate.run(draw, 1e-3)
     assert torch.isfinite(numbers).all()
@@ -145,26 +143,26 @@ def test_averaged_weights_take_in_every_iteration_that_counts_and_read_nothing_b
     model = excite(NeuralCA(16, 8, backend="reference").to(dtype))
     target = create_target_circle(12, dtype=dtype)
     each = put_on_device(PoolTrainer(model, target, TrainConfig(**SMALL)))
-    best, healthy, seen = BestWeights(each, decay=0.5), each.pool.states.clone(), []
-    (add,) = each.after_start
+    healthy, seen = each.pool.states.clone(), []
 
-    def watch(numbers):
-        with Reading():
-            add(numbers)
-        seen.append(weights(each))
+    class Watched(EmaTracker):
+        def on_update(self, trainer, numbers):
+            with Reading():
+                super().on_update(trainer, numbers)
+            seen.append(weights(trainer))
 
-    each.after_start[:] = [watch]
+    best = each.add_callback(Watched(decay=0.5))
     for number in range(16):
         each.pool.states.copy_(healthy * (math.nan if number in (0, 5) else 1))
         each.start()
     average, count = seen[0], 0
-    for values, result in zip(seen, each.read(), strict=True):
+    for values, result in zip(seen, each.collect(), strict=True):
         assert result.skipped == (result.iteration in (1, 6))
         if not result.skipped:
             weight = max(0.5, 9 / (10 + count)) if count else 1.0
             average = [torch.lerp(*pair, weight) for pair in zip(average, values, strict=True)]
             count += 1
-    assert all(map(torch.equal, best.average.parameters(), average))
+    assert all(map(torch.equal, best.ema_model.parameters(), average))
     assert not torch.equal(average[-1], seen[-1][-1])
 
 
@@ -181,15 +179,17 @@ def test_an_iteration_that_does_not_count_changes_nothing_on_the_device_either()
         each.step()
     hook = each.model.update_net[2].weight.register_hook(lambda g: g * math.nan)
     before, pool = weights(each), each.pool.states.clone()
-    state = each.optimizer.state[each.model.update_net[0].bias]
+    state = each.optimizer.adam.state[each.model.update_net[0].bias]
     moments = {name: value.clone() for name, value in state.items()}
-    good = {name: value.clone() for name, value in each.good_weights.items()}
+    good = {name: value.clone() for name, value in each.optimizer.good_weights.items()}
     assert each.step().skipped
     for a, b in zip(weights(each), before, strict=True):
         assert torch.equal(a, b)
     assert torch.equal(each.pool.states, pool)
     assert all(torch.equal(state[name], value) for name, value in moments.items())
-    assert all(torch.equal(each.good_weights[name], value) for name, value in good.items())
+    assert all(
+        torch.equal(each.optimizer.good_weights[name], value) for name, value in good.items()
+    )
     hook.remove()
     assert not each.step().skipped
     assert not torch.equal(before[-1], weights(each)[-1])
@@ -200,10 +200,10 @@ def test_many_iterations_are_started_before_one_is_read():
     expected = [one.step() for _ in range(6)]
     for _ in range(6):
         many.start()
-    results = many.read()
+    results = many.collect()
     assert [r.loss for r in results] == [r.loss for r in expected]
     assert [r.iteration for r in results] == [1, 2, 3, 4, 5, 6]
-    assert many.read() == []
+    assert many.collect() == []
 
 
 def test_divergence_within_a_batch_of_iterations_is_noticed():
@@ -214,7 +214,7 @@ def test_divergence_within_a_batch_of_iterations_is_noticed():
         each.start()
     each.pool.states.copy_(healthy)
     each.start()
-    assert [r.skipped for r in each.read()] == [True, True, True, False]
+    assert [r.skipped for r in each.collect()] == [True, True, True, False]
     with pytest.raises(RuntimeError, match="3 iterations in a row"):
         each.check()
 
@@ -252,7 +252,7 @@ def test_slots_without_replacement_are_uniform(size):
 
 def test_a_draw_ahead_can_be_taken_back():
     config = TrainConfig(**SMALL, replacement=False)
-    source, other = Randomness(config, 6), Randomness(config, 6)
+    source, other = IterationSampler(config, 6), IterationSampler(config, 6)
     expected = [other.next() for _ in range(4)]
     assert source.peek().seed == expected[0].seed
     saved = source.state()
@@ -260,13 +260,13 @@ def test_a_draw_ahead_can_be_taken_back():
     source.peek()
     source.rewind()
     assert [source.next().seed for _ in range(2)] == [e.seed for e in expected[1:3]]
-    source.restore(saved)
+    source.load_state(saved)
     assert source.next().seed == expected[0].seed
 
 
 def test_ranks_draw_other_slots_and_the_same_steps():
     config = TrainConfig(seed=3)
-    draws = [Randomness(config, 100, rank, 3).next() for rank in range(3)]
+    draws = [IterationSampler(config, 100, rank, 3).next() for rank in range(3)]
     assert len({draw.steps for draw in draws}) == 1
     assert len({draw.seed for draw in draws}) == 3
     assert not torch.equal(draws[0].slots, draws[1].slots)
@@ -274,8 +274,13 @@ def test_ranks_draw_other_slots_and_the_same_steps():
 
 def estimate(model=None, **options):
     config = TrainConfig(**options)
+    names = ("batch_size", "micro_batches", "checkpoint_every", "half_pool", "pool_memory")
     return Estimate.of(
-        model or NeuralCA(backend="torch"), create_seed(16), config, config.pool_size
+        model or NeuralCA(backend="torch"),
+        create_seed(16),
+        config.pool_size,
+        steps=config.max_steps - 1,
+        **{name: getattr(config, name) for name in names},
     )
 
 

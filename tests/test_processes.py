@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from fastnca.commands.parser import main
+from fastnca.distributed import local_device, open_address, shard_bounds
 from fastnca.pictures import encode_mosaic
 from fastnca.training import PoolTrainer, Processes, RunDirectory, TrainConfig
-from fastnca.training.processes import cut, local_device, open_address
 from tests.process_worker import digest, make
 from tests.runs import advance
 
@@ -151,7 +151,7 @@ def test_resume_with_more_processes_shares_the_pool_out_anew(tmp_path):
     said = run(2, "resume", tmp_path)
     assert [each["slots"] for each in said] == [6, 7]
     for rank, each in enumerate(said):
-        first, last = cut(13, rank, 2)
+        first, last = shard_bounds(13, rank, 2)
         assert each["pool"] == digest([one.pool.states[first:last]])
         assert "no longer bit for bit" in each["notes"][0]
     assert same(said, "weights")
@@ -201,7 +201,7 @@ def test_the_command_line_under_torchrun(tmp_path):
 def test_parts_are_nearly_equal_and_cover_everything():
     for total in (1, 7, 64):
         for size in (1, 2, 3, 5):
-            parts = [cut(total, rank, size) for rank in range(size)]
+            parts = [shard_bounds(total, rank, size) for rank in range(size)]
             assert parts[0][0] == 0
             assert parts[-1][1] == total
             assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
@@ -210,10 +210,10 @@ def test_parts_are_nearly_equal_and_cover_everything():
 
 def test_one_process_needs_no_group(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    alone = Processes.join(torch.device("cpu"), 1)
-    assert (alone.rank, alone.size, alone.first) == (0, 1, True)
+    alone = Processes.init(torch.device("cpu"), 1)
+    assert (alone.rank, alone.world_size, alone.is_main) == (0, 1, True)
     assert not torch.distributed.is_initialized()
-    alone.leave()
+    alone.close()
     assert open_address() is None
 
 
@@ -245,7 +245,7 @@ def test_processes_that_do_not_meet(monkeypatch, variables, words):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises((ConnectionError, ValueError), match=words):
-        Processes.join(torch.device("cpu"), 1)
+        Processes.init(torch.device("cpu"), 1)
 
 
 def test_too_many_processes_for_the_pool_are_refused():

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from fastnca import NeuralCA, create_seed, create_target_circle
 from fastnca.training import PRESETS, PoolTrainer, TrainConfig
-from fastnca.training.schedule import adapt, learning_rate
+from fastnca.training.optimizer import learning_rate
+from fastnca.training.sampling import adapt
 from tests.helpers import excite
 from tests.runs import SMALL, advance, make_trainer
 
@@ -51,7 +52,7 @@ def test_the_trainer_takes_the_schedule_and_adam_the_betas():
     each = make_trainer(schedule="cosine", warm_up=2, iterations=4, betas=(0.5, 0.25))
     found = [each.step().learning_rate for _ in range(4)]
     assert found == [learning_rate(each.config, iteration) for iteration in range(4)]
-    assert each.optimizer.param_groups[0]["betas"] == (0.5, 0.25)
+    assert each.optimizer.adam.param_groups[0]["betas"] == (0.5, 0.25)
 
 
 def test_overflow_adds_the_gradient_of_its_penalty():
@@ -60,7 +61,7 @@ def test_overflow_adds_the_gradient_of_its_penalty():
     model = NeuralCA(6, 8, backend="torch")
     excite(model, 2.0)
     each = PoolTrainer(model, create_target_circle(8), config)
-    draw = each.randomness.peek()
+    draw = each.sampler.peek()
     copy = NeuralCA(6, 8, backend="reference")
     copy.load_state_dict(model.state_dict())
     each.step()
@@ -92,7 +93,7 @@ def test_overflow_is_the_same_with_micro_batches():
 
 def test_a_ramp_shortens_rollouts_and_changes_no_other_draw():
     each = make_trainer("regenerating", damage=2, ramp=100, ramp_from=0.25, damage_start=50)
-    draw = each.randomness.next()
+    draw = each.sampler.next()
     drawn = replace(draw, steps=80)
     found = [adapt(drawn, each.config, i) for i in (0, 50, 99, 100)]
     assert [late.steps for late in found] == [20, 50, 79, 80]
@@ -121,7 +122,7 @@ def test_outside_adds_the_gradient_of_its_penalty():
         config = TrainConfig(**{**SMALL, **options})
         model = excite(NeuralCA(6, 8, backend=backend), 2.0)
         each = PoolTrainer(model, create_target_circle(20), config)
-        draw = each.randomness.peek()
+        draw = each.sampler.peek()
         each.step()
         return each, draw, [p.grad for p in model.parameters() if p.grad is not None]
 
@@ -162,7 +163,7 @@ def balanced(count, **options):
     model = excite(NeuralCA(6, 8, backend="torch"), 2.0)
     each = PoolTrainer(model, create_target_circle(8), TrainConfig(**options))
     each.pool.states[:] = each.seed_state + 0.3 * torch.rand(each.pool.states.shape)
-    draw = each.randomness.peek()
+    draw = each.sampler.peek()
     states = each.iterate.prepare(draw).states
     copy = NeuralCA(6, 8, backend="reference")
     copy.load_state_dict(model.state_dict())
@@ -191,9 +192,9 @@ def test_balanced_gradients_give_seeds_and_others_the_same_weight(count, micro_b
 
 def test_the_worst_of_the_drawn_states_become_seeds():
     each, _ = balanced(2, damage=1)
-    draw = each.randomness.peek()
+    draw = each.sampler.peek()
     batch = each.iterate.prepare(draw)
-    losses = each.iterate._sample_losses(batch.drawn)
+    losses = each.task.losses([batch.drawn], None)
     assert losses.tolist() == sorted(losses.tolist(), reverse=True)
     assert torch.equal(batch.states[:2], each.seed_state.repeat(2, 1, 1, 1))
     assert not torch.equal(batch.states[2], each.seed_state[0])
@@ -203,7 +204,7 @@ def test_the_worst_of_the_drawn_states_become_seeds():
 def test_spared_states_stay_in_the_pool_once_damage_begins(half_pool):
     each, _ = balanced(2, reseed_spare=1, damage=1, damage_start=1, half_pool=half_pool)
     for spares in (False, True, True):
-        before, draw = each.pool.states.clone(), each.randomness.peek()
+        before, draw = each.pool.states.clone(), each.sampler.peek()
         batch = each.iterate.prepare(draw)
         assert torch.equal(batch.states[:2], each.seed_state.repeat(2, 1, 1, 1))
         each.step()
@@ -229,7 +230,7 @@ def test_a_spared_state_outlives_a_seed_whose_values_explode():
     each, _ = balanced(2, reseed_spare=1)
     with torch.no_grad():
         each.model.update_net[2].bias[4:] = 1e5
-    before, batch = each.pool.states.clone(), each.iterate.prepare(each.randomness.peek())
+    before, batch = each.pool.states.clone(), each.iterate.prepare(each.sampler.peek())
     assert each.step().exploded == 2  # the seeds; the third state dies
     worst, second, _ = batch.slots.tolist()
     assert torch.equal(each.pool.states[worst], each.seed_state[0])

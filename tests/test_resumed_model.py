@@ -12,7 +12,7 @@ import torch
 
 from fastnca import FileFormatError, NeuralCA
 from fastnca.commands.parser import main
-from fastnca.training import BestWeights, RunDirectory
+from fastnca.training import Callback, EmaTracker, RunDirectory
 from tests.runs import advance, make_trainer
 
 QUICK = [
@@ -111,10 +111,9 @@ def test_killed_and_resumed_it_is_the_same_model(tmp_path, straight):
 
 def make(iterations=0):
     """Make a trainer with averaged weights."""
-    each = make_trainer(iterations=8)
-    best = BestWeights(each, every=2)
-    for _ in range(iterations):
-        best(each.step())
+    each, best = make_trainer(iterations=8), EmaTracker(every=2)
+    each.add_callback(best)
+    advance(each, iterations)
     return each, best
 
 
@@ -125,27 +124,22 @@ def assert_equal(first, second):
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 5])
-def test_it_does_not_matter_when_the_average_is_made(tmp_path, iterations):
+def test_average_and_best_weights_go_on_where_they_were(tmp_path, iterations):
     each, best = make(iterations)
     each.save(tmp_path)
-    before, first = make()
-    before.resume(tmp_path)
-    after = make_trainer(iterations=8)
-    after.resume(tmp_path)
-    second = BestWeights(after, every=2)
-    for other, average in ((before, first), (after, second)):
-        assert_equal(average, best)
-        assert average.loss == best.loss
-        average(other.step())
-    best(each.step())
-    assert_equal(first, best)
+    other, second = make()
+    other.resume(tmp_path)
+    assert_equal(second, best)
+    assert second.loss == best.loss
+    for trainer in (each, other):
+        advance(trainer, 4)
     assert_equal(second, best)
 
 
 def test_a_look_after_the_checkpoint_is_not_in_it(tmp_path):
     each, best = make(3)
     each.save(tmp_path)
-    best.look()
+    best.evaluate(each)
     resumed, other = make()
     resumed.resume(tmp_path)
     assert best.loss < other.loss == float("inf")
@@ -156,19 +150,18 @@ def test_a_longer_run_forgets_looks_that_it_does_not_take(tmp_path):
     assert best.iteration == 4
     each.save(tmp_path)
     for total, loss in ((8, best.loss), (9, float("inf"))):
-        longer = make_trainer(iterations=total)
-        other = BestWeights(longer, every=2)
+        longer, other = make_trainer(iterations=total), EmaTracker(every=2)
+        longer.add_callback(other)
         longer.resume(tmp_path)
         assert other.loss == loss
 
 
-def test_a_trainer_that_has_gone_on_hands_over_nothing(tmp_path):
+def test_a_callback_that_is_added_after_the_resume_starts_anew(tmp_path):
     make(5)[0].save(tmp_path)
-    each = make_trainer(iterations=8)
+    each, best = make_trainer(iterations=8), EmaTracker(every=2)
     each.resume(tmp_path)
-    advance(each, 1)
-    best = BestWeights(each, every=2)
-    assert (best.loss, best.iteration) == (float("inf"), 6)
+    each.add_callback(best)
+    assert (best.loss, best.iteration) == (float("inf"), 5)
 
 
 def test_a_checkpoint_without_an_average_is_resumed_with_a_note(tmp_path):
@@ -181,39 +174,31 @@ def test_a_checkpoint_without_an_average_is_resumed_with_a_note(tmp_path):
     assert (best.loss, best.iteration) == (float("inf"), 3)
     for name, value in plain.model.state_dict().items():
         assert torch.equal(best.weights[name], value)
-        assert torch.equal(best.average.state_dict()[name], value)
+        assert torch.equal(best.ema_model.state_dict()[name], value)
 
 
-class Other:
+class Other(Callback):
     """Has the place of averaged weights, and other tensors."""
+
+    name = "best-weights"
 
     def state_dict(self):
         return {"loss": torch.zeros(3)}
 
-    def load_state_dict(self, state):
-        raise AssertionError
-
-    def restart(self):
-        raise AssertionError
-
 
 def test_what_does_not_fit_is_refused(tmp_path):
     each = make_trainer()
-    each.companions.add("best-weights", Other(), 0)
+    each.add_callback(Other())
     each.save(tmp_path)
     file = r"companion-best-weights\.safetensors: tensors are missing: average\."
     with pytest.raises(FileFormatError, match=file):
         make()[0].resume(tmp_path)
-    late = make_trainer()
-    late.resume(tmp_path)
-    with pytest.raises(FileFormatError, match=file):
-        BestWeights(late)
 
 
 def test_an_average_that_is_not_finite_is_not_saved(tmp_path):
     each, best = make(1)
     with torch.no_grad():
-        next(best.average.parameters()).fill_(float("nan"))
+        next(best.ema_model.parameters()).fill_(float("nan"))
     with pytest.raises(OSError, match=r"'average\.perception\.filters' holds NaN"):
         each.save(tmp_path)
 

@@ -10,9 +10,9 @@ import torch
 
 from fastnca import FileFormatError, NeuralCA, create_target_circle, reference
 from fastnca.storage import atomic, checkpoints
+from fastnca.storage import runs as run_module
 from fastnca.storage.lock import DirectoryInUseError, lock_directory
-from fastnca.training import CheckpointError, PoolTrainer, RunDirectory, StopNow, TrainConfig
-from fastnca.training import run as run_module
+from fastnca.training import CheckpointError, ForcedStop, PoolTrainer, RunDirectory, TrainConfig
 from tests.runs import advance, assert_same, make_trainer
 
 RECIPES = {
@@ -62,7 +62,7 @@ def test_resume_after_every_iteration_and_saving_disturbs_nothing(memory_path):
 def test_fit_saves_at_intervals_and_at_the_end(memory_path):
     each = make_trainer(iterations=7, save_interval=3, keep=5)
     run, seen = RunDirectory(memory_path), []
-    each.fit(progress=False, run=run, on_step=lambda _: seen.append(names(memory_path)))
+    each.fit(progress=False, run=run, callbacks=[lambda _: seen.append(names(memory_path))])
     assert [len(found) for found in seen] == [0, 0, 0, 1, 1, 1, 2]
     assert names(memory_path) == ["ckpt-00000003", "ckpt-00000006", "ckpt-00000007"]
     assert (memory_path / "latest").read_text() == "ckpt-00000007\n"
@@ -337,7 +337,7 @@ def test_a_run_goes_on_when_it_cannot_save_and_stops_after_three_times(
 
     monkeypatch.setattr(run_module, "write_file", write_file)
     with pytest.raises(CheckpointError, match="No space left") as caught:
-        each.fit(progress=False, run=run, on_step=watch)
+        each.fit(progress=False, run=run, callbacks=[watch])
     assert each.iteration == 30  # 20, 25 and 30 failed; 10 did, too, but 15 did not
     assert names(memory_path) == ["ckpt-00000005", "ckpt-00000015"]
     said = capsys.readouterr().err
@@ -411,7 +411,7 @@ def test_asked_twice_it_leaves_at_once(memory_path, monkeypatch):
         return real(*arguments)
 
     monkeypatch.setattr(atomic.os, "write", write)
-    with pytest.raises(StopNow):
+    with pytest.raises(ForcedStop):
         each.fit(progress=False, run=RunDirectory(memory_path))
     assert each.iteration == 8
     assert load(memory_path).iteration == 4

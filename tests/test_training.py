@@ -13,14 +13,15 @@ from torch.optim.swa_utils import AveragedModel
 
 from fastnca import NeuralCA, create_seed, create_target_circle, get_visible_state, train_nca
 from fastnca.training import (
-    BestWeights,
     DivergedError,
+    EmaTracker,
     PoolTrainer,
     SamplePool,
     TrainConfig,
     growth_loss,
     healing_loss,
 )
+from fastnca.training.optimizer import copy_weights
 from tests.helpers import excite
 
 SMALL = {"pool_size": 6, "batch_size": 3, "min_steps": 3, "max_steps": 6, "seed": 1}
@@ -122,7 +123,7 @@ def test_worst_is_reseeded_before_and_best_are_damaged(monkeypatch):
         "fastnca.training.iteration.cut_discs",
         lambda states, centers, radii: damaged.append(states.clone()) or states * 0,
     )
-    draw = each.randomness.next()
+    draw = each.sampler.next()
     batch = each.iterate.prepare(draw)
     assert sorted(draw.slots.tolist()) == [0, 1, 2, 3]
     assert batch.slots.tolist() == [1, 2, 3, 0]  # from the highest loss to the lowest
@@ -146,7 +147,7 @@ def test_normalised_gradients_have_norm_one():
 def test_learning_rate_falls_at_milestones():
     each = trainer(iterations=6, milestones=(2, 4), decay=0.5)
     rates = []
-    each.fit(progress=False, on_step=lambda r: rates.append(r.learning_rate))
+    each.fit(progress=False, callbacks=[lambda r: rates.append(r.learning_rate)])
     assert rates == [2e-3, 2e-3, 1e-3, 1e-3, 5e-4, 5e-4]
 
 
@@ -185,10 +186,12 @@ def test_numbers_that_are_not_finite_are_skipped_then_stop_training(spoil, prese
     each = trainer(preset=preset, iterations=30, repairs=0, batch_size=4)
     for _ in range(3):
         assert not each.step().skipped
-    good = {name: value.clone() for name, value in each.good_weights.items()}
+    good = {name: value.clone() for name, value in each.optimizer.good_weights.items()}
     spoil(each)
     before, pool = weights(each), each.pool.states.clone()
-    moments = {k: v.clone() for k, v in each.optimizer.state[each.model.update_net[0].bias].items()}
+    moments = {
+        k: v.clone() for k, v in each.optimizer.adam.state[each.model.update_net[0].bias].items()
+    }
     for count in range(1, 10):
         result = each.step()
         assert result.skipped
@@ -196,7 +199,7 @@ def test_numbers_that_are_not_finite_are_skipped_then_stop_training(spoil, prese
     for a, b in zip(weights(each), before, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(each.pool.states, pool, rtol=0, atol=0, equal_nan=True)
-    for name, value in each.optimizer.state[each.model.update_net[0].bias].items():
+    for name, value in each.optimizer.adam.state[each.model.update_net[0].bias].items():
         assert torch.equal(value, moments[name])
     with pytest.raises(DivergedError, match=r"10 iterations in a row, up to iteration 13"):
         each.step()
@@ -219,7 +222,7 @@ def test_metrics_file(tmp_path):
     path = tmp_path / "metrics.csv"
     each = trainer(iterations=7, log_interval=3)
     sizes = []
-    each.fit(metrics=path, progress=False, on_step=lambda r: sizes.append(path.stat().st_size))
+    each.fit(metrics=path, progress=False, callbacks=[lambda r: sizes.append(path.stat().st_size)])
     assert sizes[0] == sizes[1] < sizes[2] == sizes[3] < sizes[5]  # flushed every third time
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [int(row["iteration"]) for row in rows] == list(range(1, 8))
@@ -289,8 +292,7 @@ def test_resume_refuses_another_run(tmp_path):
     ]:
         with pytest.raises(ValueError, match=words):
             other.resume(tmp_path)
-    turned = trainer()
-    turned.target = turned.target * 0.5
+    turned = PoolTrainer(each.model, each.target * 0.5, each.config)
     with pytest.raises(ValueError, match="has another target"):
         turned.resume(tmp_path)
     with pytest.raises(FileNotFoundError, match="no saved run"):
@@ -313,19 +315,18 @@ def test_losses_that_are_not_finite_survive_a_resume(tmp_path):
 
 def test_best_weights_are_averages_with_the_lowest_growth_loss():
     each = trainer(iterations=8)
-    best, seen = BestWeights(each, every=2, decay=0.5), {}
+    best, seen = EmaTracker(every=2, decay=0.5), {}
     average: dict[str, torch.Tensor] = {}
 
     def watch(result):
-        best(result)
         done = result.iteration - 1
         weight = 1.0 if done == 0 else max(0.5, 9 / (10 + done))
-        for name, value in each.copy_weights().items():
+        for name, value in copy_weights(each.model).items():
             average[name] = average.get(name, value) * (1 - weight) + value * weight
         if result.iteration in (4, 6, 8):  # the second half, every second iteration
-            seen[result.iteration] = growth_loss(best.average, each), dict(average)
+            seen[result.iteration] = growth_loss(best.ema_model, each.task), dict(average)
 
-    each.fit(progress=False, on_step=watch)
+    each.fit(progress=False, callbacks=[best, watch])
     assert each.model.training
     number = min(seen, key=lambda iteration: seen[iteration][0])
     assert (best.loss, best.iteration) == (seen[number][0], number)
@@ -350,20 +351,20 @@ def test_growth_and_healing_loss_compare_rollouts_from_the_seed():
         healed = each.model.run_steps(damaged, 200, seed=0, first_step=192)
     before = torch.get_rng_state()
     expected = sum(map(loss, grown)) / 4
-    assert growth_loss(each.model, each) == pytest.approx(expected, rel=1e-5)
-    assert healing_loss(each.model, each) == pytest.approx(loss(healed), rel=1e-5)
-    assert growth_loss(each.model, each, 5) != growth_loss(each.model, each)
+    assert growth_loss(each.model, each.task) == pytest.approx(expected, rel=1e-5)
+    assert healing_loss(each.model, each.task) == pytest.approx(loss(healed), rel=1e-5)
+    assert growth_loss(each.model, each.task, 5) != growth_loss(each.model, each.task)
     assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("damage", [0, 1])
 def test_best_weights_heal_where_the_recipe_trains_for_it(damage):
     each = trainer(preset="persistent", damage=damage, iterations=4)
-    best = BestWeights(each, every=2)
-    each.fit(progress=False, on_step=best)
+    best = EmaTracker(every=2)
+    each.fit(progress=False, callbacks=[best])
     model = NeuralCA(each.model.num_channels, each.model.hidden_dim).train()
     model.load_state_dict(best.weights)
-    growth, healing = growth_loss(model, each), healing_loss(model, each)
+    growth, healing = growth_loss(model, each.task), healing_loss(model, each.task)
     assert growth != healing
     expected = (growth + healing) / 2 if damage else growth
     assert best.loss == pytest.approx(expected, rel=1e-5)
@@ -388,8 +389,11 @@ def test_pool_samples_and_commits():
         pool.sample(6, replacement=False)
     with pytest.raises(ValueError, match="at least one slot"):
         SamplePool(create_seed(4), 0)
-    with pytest.raises(ValueError, match="one state"):
-        SamplePool(torch.zeros(2, 4, 4, 4), 3)
+    with pytest.raises(ValueError, match=r"must be \[N, C, H, W\], got \[4, 4\]"):
+        SamplePool(torch.zeros(4, 4), 3)
+    three = torch.arange(3.0)[:, None, None, None].expand(3, 4, 2, 2)
+    shard = SamplePool(three, 5, first=4)  # slots 4 to 8 of a larger pool
+    assert shard.states[:, 0, 0, 0].tolist() == [1, 2, 0, 1, 2]
 
 
 OPTIONS = {
@@ -430,9 +434,10 @@ def test_options_that_contradict_each_other():
 @pytest.mark.parametrize(
     ("target", "error", "words"),
     [
-        (torch.zeros(1, 3, 8, 8), ValueError, r"RGBA \[1, 4, size, size\]"),
-        (torch.zeros(1, 4, 8, 9), ValueError, r"RGBA \[1, 4, size, size\]"),
-        (torch.zeros(2, 4, 8, 8), ValueError, r"RGBA \[1, 4, size, size\]"),
+        (torch.zeros(1, 3, 8, 8), ValueError, r"RGBA \[N, 4, height, width\]"),
+        (torch.zeros(8, 8), ValueError, r"RGBA \[N, 4, height, width\]"),
+        (torch.zeros(0, 4, 8, 8), ValueError, r"RGBA \[N, 4, height, width\]"),
+        (torch.zeros(257, 4, 8, 8), ValueError, "pool of 256 states has no room for 257 targets"),
         (torch.zeros(1, 4, 8, 8).double(), TypeError, "float64 and the model torch.float32"),
         (torch.zeros(1, 4, 8, 8, device="meta"), ValueError, "on meta and the model on cpu"),
         (torch.full((4, 8, 8), float("nan")), ValueError, "NaN or infinite"),

@@ -133,7 +133,7 @@ def test_a_killed_run_logs_no_iteration_twice(tmp_path):
         if result.iteration == 4:
             run.save(killed)
 
-    killed.fit(metrics=tmp_path / "m.csv", progress=False, on_step=save)
+    killed.fit(metrics=tmp_path / "m.csv", progress=False, callbacks=[save])
     for suffix in ("csv", "jsonl"):
         with (tmp_path / f"m.{suffix}").open("a") as file:
             file.write('7,{"itera')  # half a line

@@ -6,8 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastnca import NeuralCA, create_target_circle
-from fastnca.training import PRESETS, BestWeights, PoolTrainer, TrainConfig
-from fastnca.training.update import Update
+from fastnca.training import PRESETS, EmaTracker, PoolTrainer, TrainConfig
+from fastnca.training.optimizer import ModelOptimizer
 from tests.helpers import excite
 from tests.runs import SMALL
 
@@ -32,9 +32,9 @@ def test_a_float32_model_trains_without_float64(preset, backend, on_device):
         model = excite(NeuralCA(8, 6, backend=backend))
         each = PoolTrainer(model, create_target_circle(8), config)
         if on_device:
-            each.update = each.iterate._update = Update(model, config, on_device=True)
-        best = BestWeights(each, every=1)
-        losses = each.fit(progress=False, on_step=best)
+            each.optimizer = each.iterate._optimizer = ModelOptimizer(model, config, on_device=True)
+        best = EmaTracker(every=1)
+        losses = each.fit(progress=False, callbacks=[best])
         with pytest.raises(AssertionError, match="_to_copy"):
             each.target.double()
     assert len(losses) == 2
@@ -53,4 +53,4 @@ def test_losses_keep_the_bits_that_the_model_computed():
     each.iterate._differentiate = differentiate
     losses = [each.step().loss for _ in range(3)]
     assert losses == [float(sample_losses.mean()) for _, sample_losses in seen]
-    assert each.iterate.run(each.randomness.next(), 1e-3).dtype == torch.float32
+    assert each.iterate.run(each.sampler.next(), 1e-3).dtype == torch.float32

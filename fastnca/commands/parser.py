@@ -13,10 +13,10 @@ from pathlib import Path
 from fastnca import __version__
 from fastnca.backends import BackendError, backend_names
 from fastnca.commands.config_file import expand_config
+from fastnca.memory import MemoryLimitError, is_out_of_memory
 from fastnca.states import Size
 from fastnca.storage import FileFormatError
 from fastnca.storage.bundle import LARGEST_SIDE
-from fastnca.training.memory import MemoryLimitError, is_out_of_memory
 
 _MOST = 2**31 - 1
 _CELLS = "cells: 64, or HEIGHTxWIDTH such as 40x72"
@@ -144,7 +144,7 @@ def _add_grow(parser: argparse.ArgumentParser) -> None:
 
 def _add_regenerate(parser: argparse.ArgumentParser) -> None:
     from fastnca.commands.show import regenerate
-    from fastnca.training.best import DAMAGE_STEPS, HEALING_STEPS
+    from fastnca.training.ema import DAMAGE_STEPS, HEALING_STEPS
 
     parser.set_defaults(run=regenerate)
     _add_model(parser)
@@ -257,7 +257,7 @@ def _length(text: str) -> float:
 def _device(text: str) -> str:
     import torch
 
-    from fastnca.training.processes import local_device
+    from fastnca.distributed import local_device
 
     if text == "auto":
         text = "cuda" if torch.cuda.is_available() else "cpu"

@@ -8,7 +8,7 @@ from dataclasses import Field, fields
 from typing import Any
 
 from fastnca.training import DEFAULT_PRESET, PRESETS, TrainConfig
-from fastnca.training.schedule import COUNTED, in_proportion
+from fastnca.training.config import COUNTED
 
 
 def add_recipe(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
@@ -84,7 +84,7 @@ def unreached(preset: str, config: TrainConfig) -> str:
     }
     if not late or config.iterations == 0:
         return ""
-    shorter = in_proportion(whole, config.iterations)
+    shorter = whole.scaled_to(config.iterations)
     return (
         f"a run of {config.iterations} iterations does not reach "
         f"{' and '.join(f'{name} {_shown(value)}' for name, value in late.items())} of {preset}; "

@@ -15,6 +15,7 @@ from fastnca import __version__
 from fastnca.commands.config_file import read_options
 from fastnca.commands.show import MASK_SEED
 from fastnca.commands.target import make_target
+from fastnca.distributed import shard_bounds
 from fastnca.module import NeuralCA
 from fastnca.pictures import choose_rows, encode_mosaic, plot_loss, rollout_states
 from fastnca.pictures.render import seed_of
@@ -33,8 +34,7 @@ from fastnca.storage.atomic import write_atomically
 from fastnca.storage.bundle import FileFormatError, read_field, read_size
 from fastnca.storage.checkpoints import MANIFEST, newest_intact
 from fastnca.storage.tensors import read_rows
-from fastnca.training.checkpoint import shard_name
-from fastnca.training.processes import cut
+from fastnca.storage.training_state import shard_name
 
 _GROWTH = (0, 10, 20, 30, 40, 60, 80, 100)
 _WIDTH = 120  # pixels of a state's longer side in a row
@@ -216,9 +216,9 @@ def _pool_section(run: Path) -> Section:
         return Section("Pool", "The run has none: every rollout began at the seed.")
     shown = []
     for row in choose_rows(total).tolist():
-        rank = ((row + 1) * processes - 1) // total  # the inverse of `cut`
+        rank = ((row + 1) * processes - 1) // total  # the inverse of `shard_bounds`
         file = path / shard_name(rank, processes)
-        read_rows(file, "pool", row - cut(total, rank, processes)[0], state)
+        read_rows(file, "pool", row - shard_bounds(total, rank, processes)[0], state)
         shown.append(state.clone())
     text = f"{len(shown)} of {total:,} states after {iteration:,} iterations."
     picture = Picture(encode_mosaic(torch.cat(shown).float()), "states of the pool")

@@ -5,7 +5,6 @@ import shlex
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,14 @@ from fastnca.commands.show import GROW_STEPS, MASK_SEED, regeneration_gif
 from fastnca.commands.summary import describe_quality
 from fastnca.commands.target import make_target
 from fastnca.commands.watch import (
-    Watch,
+    PoolPictures,
+    TensorBoard,
     draw_pool,
     find_writer,
-    forget_pictures,
+    remove_old_mosaics,
     warnings_above_the_bar,
 )
+from fastnca.distributed import open_address
 from fastnca.module import NeuralCA
 from fastnca.pictures import plot_loss, visualize_growth, visualize_regeneration
 from fastnca.rule import Rule
@@ -36,20 +37,19 @@ from fastnca.states import height_and_width, middle_square, rectangle, size_of
 from fastnca.storage.atomic import write_atomically
 from fastnca.storage.checkpoints import list_checkpoints
 from fastnca.storage.model import describe_model
+from fastnca.storage.runs import Resumed
 from fastnca.training import (
-    BestWeights,
     CollapsedError,
     DivergedError,
+    EmaTracker,
+    ForcedStop,
     MemoryLimitError,
     PoolTrainer,
     Processes,
     RunDirectory,
-    StopNow,
     TrainConfig,
 )
-from fastnca.training.best import DAMAGE_STEPS, GROWTH_STEPS, HEALING_STEPS
-from fastnca.training.processes import open_address
-from fastnca.training.run import Resumed
+from fastnca.training.ema import DAMAGE_STEPS, GROWTH_STEPS, HEALING_STEPS
 
 DIVERGED = 3
 OUT_OF_MEMORY = 4
@@ -60,66 +60,68 @@ _OWN_FILES = ("config.json", "metrics.csv")
 def train(arguments: Namespace) -> int:
     """Train, save, draw. Interrupted, diverged and collapsed runs save what they have, too.
 
-    The model that is saved is the one that grew best (`BestWeights`); the checkpoints that
+    The model that is saved is the one that grew best (`EmaTracker`); the checkpoints that
     `--resume` continues from lie beside it.
     """
     writer = find_writer() if arguments.tensorboard else None
-    processes = Processes.join(torch.device(arguments.device), arguments.timeout)
+    processes = Processes.init(torch.device(arguments.device), arguments.timeout)
     config = _config(arguments)
     target = make_target(
         arguments.target, arguments.size, arguments.target_padding, arguments.device
     )
     out: Path = arguments.out or Path("runs") / Path(arguments.target).stem
     model = _model(arguments, config)
-    with processes.together():
-        if processes.first:
+    with processes.all_or_none():
+        if processes.is_main:
             _check_free(out, arguments)
     run = RunDirectory(out, processes)
     with run.hold():
-        trainer = PoolTrainer(model, target, config, processes)
-        best = BestWeights(trainer)
+        best = EmaTracker()
+        trainer = PoolTrainer(model, target, config, processes, callbacks=[best])
+        if arguments.mosaic_interval:
+            trainer.add_callback(PoolPictures(out, arguments.mosaic_interval))
+        if writer is not None:
+            trainer.add_callback(TensorBoard(out, writer))
         model.metadata = _facts(trainer, arguments)
         resumed = None
         if arguments.resume == "yes" or (arguments.resume and run.has_checkpoints()):
             resumed = run.resume(trainer)
         else:
             run.clear()
-            if processes.first:
-                forget_pictures(out)
-        if processes.first:
+            if processes.is_main:
+                remove_old_mosaics(out)
+        if processes.is_main:
             write_atomically(out / "run.toml", _options(trainer, arguments).encode())
             _announce(trainer, arguments, out, resumed)
         with warnings_above_the_bar():
-            return _fit(trainer, best, run, arguments, out, writer)
+            return _fit(trainer, best, run, arguments, out)
 
 
 def _fit(
     trainer: PoolTrainer,
-    best: BestWeights,
+    best: EmaTracker,
     run: RunDirectory,
     arguments: Namespace,
     out: Path,
-    writer: Callable[[str], Any] | None,
 ) -> int:
-    """Train, then save and draw in the first process."""
-    watch = Watch(trainer, out, best, arguments.mosaic_interval, writer)
-    first = trainer.processes.first
+    """Train, then save and draw in the main process."""
+    first = trainer.processes.is_main
     start = time.perf_counter()
     try:
-        trainer.fit(metrics=out / "metrics.csv", on_step=watch, run=run)
-        trainer.leave()
+        trainer.fit(metrics=out / "metrics.csv", run=run)
+        trainer.close()
     except (CollapsedError, DivergedError) as error:
-        trainer.leave()
+        trainer.close()
         if first:
             _save(trainer, best, arguments, out)
             print(f"fastnca: {error}\nThe model is saved in {out}", file=sys.stderr)
         return DIVERGED if isinstance(error, DivergedError) else COLLAPSED
-    except StopNow:
+    except ForcedStop:
         if first:
             print(f"\nstopped at once; the last checkpoint is {_last(out)}")
         raise
     except (KeyboardInterrupt, SystemExit):
-        trainer.leave()
+        trainer.close()
         if first:
             _save(trainer, best, arguments, out)
             again = ["--config", str(out / "run.toml"), "--out", str(out), "--resume"]
@@ -131,7 +133,7 @@ def _fit(
     except BackendError:
         raise
     except RuntimeError as error:
-        if trainer.processes.size == 1:
+        if trainer.processes.world_size == 1:
             raise
         fault = str(error).splitlines()[0]
         print(
@@ -144,8 +146,6 @@ def _fit(
     except MemoryLimitError as error:
         print(f"fastnca: {error}\nThe last checkpoint is {_last(out)}", file=sys.stderr)
         return OUT_OF_MEMORY
-    finally:
-        watch.close()
     if not first:
         return 0
     seconds = time.perf_counter() - start
@@ -185,7 +185,7 @@ def _options(trainer: PoolTrainer, arguments: Namespace) -> str:
     model = trainer.model
     values = {**vars(arguments), **trainer.config.to_dict(), **rule_options(model.rule)}
     values |= {"rule": None, "channels": model.num_channels}  # the fields say it all
-    if trainer.processes.size > 1:
+    if trainer.processes.world_size > 1:
         values["device"] = torch.device(arguments.device).type  # each process has its own
     return write_config(values)
 
@@ -229,8 +229,8 @@ def _announce(
     )
     if note := unreached(arguments.preset, trainer.config):
         print(f"note: {note}")
-    if trainer.processes.size > 1:
-        print(f"{trainer.processes.size} processes, each with {len(trainer.pool)} states")
+    if trainer.processes.world_size > 1:
+        print(f"{trainer.processes.world_size} processes, each with {len(trainer.pool)} states")
     if address := open_address():
         print(
             f"the processes meet at {address}, which other machines can reach: torch.distributed "
@@ -269,10 +269,10 @@ def _facts(trainer: PoolTrainer, arguments: Namespace) -> dict[str, Any]:
     }
 
 
-def _save(trainer: PoolTrainer, best: BestWeights, arguments: Namespace, out: Path) -> None:
+def _save(trainer: PoolTrainer, best: EmaTracker, arguments: Namespace, out: Path) -> None:
     """Write the model with the best weights; with the last ones if no others grow."""
     if math.isinf(best.loss):
-        best.look()
+        best.evaluate(trainer)
     iteration = trainer.iteration
     if math.isfinite(best.loss):
         trainer.model.load_state_dict(best.weights)

@@ -1,4 +1,4 @@
-"""What one can look at while a run trains: pictures of its pool, TensorBoard, warnings."""
+"""Callbacks of `fastnca train`: pictures of the pool, TensorBoard; and warnings above the bar."""
 
 import contextlib
 import logging
@@ -11,53 +11,59 @@ from tqdm import tqdm
 
 from fastnca.pictures.mosaic import choose_rows, encode_mosaic
 from fastnca.storage.atomic import write_atomically
-from fastnca.training import PoolTrainer, StepResult
+from fastnca.training import Callback, PoolTrainer, StepResult
 
 MOSAICS = "pools"
 """Folder of a run that holds the pictures of its pool."""
 
 
-class Watch:
-    """Calls what wants to hear of every iteration; pass it to `PoolTrainer.fit` as `on_step`.
+class PoolPictures(Callback):
+    """Pictures of the pool, drawn in the main process.
 
     Args:
-        trainer: the run.
-        out: its directory.
-        best: called with every result.
-        mosaic_interval: iterations between two pictures of the pool; 0 for none.
-        writer: `find_writer()` to write for TensorBoard, None not to.
+        out: directory of the run.
+        interval: iterations between two pictures.
     """
 
-    def __init__(
-        self,
-        trainer: PoolTrainer,
-        out: Path,
-        best: Callable[[StepResult], None],
-        mosaic_interval: int = 0,
-        writer: Callable[[str], Any] | None = None,
-    ) -> None:
-        self._trainer = trainer
-        self._out = out
-        self._best = best
-        first = trainer.processes.first
-        self._interval = mosaic_interval if first else 0
-        self._board = writer(str(out / "tensorboard")) if writer is not None and first else None
+    def __init__(self, out: Path, interval: int) -> None:
+        self._folder = out / MOSAICS
+        self._interval = interval
 
-    def __call__(self, result: StepResult) -> None:
-        """Hear of one iteration."""
-        self._best(result)
+    def on_step_end(self, trainer: PoolTrainer, result: StepResult) -> None:
+        """Draw the pool if it is time to."""
+        if trainer.processes.is_main and result.iteration % self._interval == 0:
+            self._folder.mkdir(exist_ok=True)
+            write_atomically(self._folder / f"{result.iteration:08d}.png", draw_pool(trainer))
+
+
+class TensorBoard(Callback):
+    """Scalars for TensorBoard, written by the main process.
+
+    Args:
+        out: directory of the run.
+        writer: `find_writer()`.
+    """
+
+    def __init__(self, out: Path, writer: Callable[[str], Any]) -> None:
+        self._folder, self._writer = str(out / "tensorboard"), writer
+        self._board: Any = None
+
+    def on_fit_start(self, trainer: PoolTrainer) -> None:
+        """Open the file."""
+        if trainer.processes.is_main:
+            self._board = self._writer(self._folder)
+
+    def on_step_end(self, trainer: PoolTrainer, result: StepResult) -> None:
+        """Write the scalars of one iteration."""
         if self._board is not None:
             for name in ("loss", "gradient_norm", "learning_rate", "seconds"):
                 self._board.add_scalar(name, getattr(result, name), result.iteration)
-        if self._interval and result.iteration % self._interval == 0:
-            folder = self._out / MOSAICS
-            folder.mkdir(exist_ok=True)
-            write_atomically(folder / f"{result.iteration:08d}.png", draw_pool(self._trainer))
 
-    def close(self) -> None:
-        """Finish the files."""
+    def on_fit_end(self, trainer: PoolTrainer) -> None:
+        """Close the file."""
         if self._board is not None:
             self._board.close()
+            self._board = None
 
 
 class _AboveTheBar(logging.Handler):
@@ -78,7 +84,7 @@ def warnings_above_the_bar() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def forget_pictures(out: Path) -> None:
+def remove_old_mosaics(out: Path) -> None:
     """Remove the pictures that an overwritten run left."""
     for picture in (out / MOSAICS).glob("[0-9]" * 8 + ".png"):
         picture.unlink()

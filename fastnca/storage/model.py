@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from fastnca import reference
 from fastnca.recognition import undescribed
 from fastnca.reference import sobel_filters
 from fastnca.rule import TUTORIAL, Rule
@@ -21,6 +22,7 @@ from fastnca.storage.bundle import (
     read_field,
 )
 from fastnca.storage.state_dict import LAST_WEIGHT, read_state_dict
+from fastnca.version import __version__
 
 if TYPE_CHECKING:
     from fastnca.module import NeuralCA
@@ -84,10 +86,7 @@ def describe_model(model: "NeuralCA", path: Path = Path("the model")) -> Header:
         ValueError: the files cannot describe the model, or its sizes or its dtype have no place
             in them.
     """
-    from fastnca import __version__
-    from fastnca.module import NeuralCA
-
-    if not isinstance(model, NeuralCA):
+    if not isinstance(model, reference.NeuralCA) or not hasattr(model, "metadata"):
         raise TypeError(f"only a fastnca.NeuralCA can be saved, got a {_name(type(model))}")
     if reasons := undescribed(model):
         raise ValueError(

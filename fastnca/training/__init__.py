@@ -1,62 +1,62 @@
-"""Pool training: configuration and presets, the pool, the trainer, and the tutorial's function.
+"""Pool training: recipes, the pool, the trainer, callbacks, and the tutorial's function.
 
 config.py      TrainConfig
 presets.py     recipes by name
-memory.py      what a run needs, and whether it is there
-schedule.py    learning rate, steps and damage in the course of a run
-draw.py        every random choice of an iteration
-pool.py        SamplePool: states on the device
-host_pool.py   HostPool: states in host memory, read ahead
-damage.py      random discs for the regenerating recipe
+task.py        seeds, targets, rollout and loss of a run
+sampling.py    every random choice of an iteration
+pool.py        SamplePool on the device, HostPool in host memory
+optimizer.py   gradients, Adam, the learning rate
 iteration.py   one iteration as operations on tensors
-graphed.py     the iteration replayed as one CUDA graph
-inputs.py      what a replay reads
-checks.py      what a trainer refuses
-update.py      gradients, Adam, or no change
-trainer.py     PoolTrainer: starts iterations and reads their numbers
-step.py        StepResult: what one iteration did; DivergedError
-loop.py        the loop around the iterations
-processes.py   the processes that train together
-run.py         RunDirectory: checkpoints, one trainer at a time
-checkpoint.py  what a checkpoint holds
-log.py         metrics.csv and the progress bar
-doctor.py      what is going wrong
-recovery.py    warn, go back to good weights, or stop
-interrupt.py   finish the iteration on Ctrl-C and SIGTERM
-companions.py  what a checkpoint holds beside the trainer
-best.py        the weights that grow best
+graphs.py      the iteration replayed as one CUDA graph
+recovery.py    what is going wrong, and what is done about it
+callbacks.py   Callback, what it is told, and the metrics files
+ema.py         the averaged weights that grow best
+facts.py       what a resumed run must have in common with the saved one
+loop.py        the loop of `fit`, and the signals that stop it
+trainer.py     PoolTrainer
 tutorial.py    train_nca
+
+Losses are in `fastnca.losses`, run directories and checkpoints in `fastnca.storage`, the processes
+that train together in `fastnca.distributed`.
 """
 
-from fastnca.training.best import BestWeights, growth_loss, healing_loss
-from fastnca.training.companions import Companion
+from fastnca.distributed import Processes
+from fastnca.memory import MemoryLimitError
+from fastnca.storage.runs import CheckpointError, RunDirectory
+from fastnca.training.callbacks import (
+    Callback,
+    CollapsedError,
+    DivergedError,
+    StepResult,
+    TrainingLog,
+)
 from fastnca.training.config import TrainConfig
-from fastnca.training.interrupt import StopNow
-from fastnca.training.memory import MemoryLimitError
+from fastnca.training.ema import EmaTracker, growth_loss, healing_loss
+from fastnca.training.loop import ForcedStop
 from fastnca.training.pool import SamplePool
 from fastnca.training.presets import DEFAULT_PRESET, PRESETS
-from fastnca.training.processes import Processes
-from fastnca.training.run import CheckpointError, RunDirectory
-from fastnca.training.step import CollapsedError, DivergedError, StepResult
+from fastnca.training.task import Task
 from fastnca.training.trainer import PoolTrainer
 from fastnca.training.tutorial import train_nca
 
 __all__ = [
     "DEFAULT_PRESET",
     "PRESETS",
-    "BestWeights",
+    "Callback",
     "CheckpointError",
     "CollapsedError",
-    "Companion",
     "DivergedError",
+    "EmaTracker",
+    "ForcedStop",
     "MemoryLimitError",
     "PoolTrainer",
     "Processes",
     "RunDirectory",
     "SamplePool",
     "StepResult",
-    "StopNow",
+    "Task",
     "TrainConfig",
+    "TrainingLog",
     "growth_loss",
     "healing_loss",
     "train_nca",

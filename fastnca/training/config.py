@@ -1,7 +1,8 @@
 """Options of a training run."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from fastnca.masks import check_seed, check_update_rate
@@ -27,12 +28,12 @@ class TrainConfig:
         min_steps: fewest steps of a rollout.
         max_steps: exclusive upper limit of the steps of a rollout.
         ramp: iterations over which the steps of a rollout grow, from `ramp_from` times what is
-            drawn to all of it. A pattern that is looked at early learns to stop growing by itself
-            instead of at the edge of the grid.
+            drawn to all of it, so that patterns learn to stop growing before the edge of the grid.
         ramp_from: see `ramp`, in (0, 1].
         update_rate: probability in [0, 1] that a cell updates in a step.
         use_pool: False starts every rollout from the seed (Distill's "growing" experiment).
         replacement: True draws a batch with replacement, so a state may occur twice.
+        start: the seed: "cell", zero but for one cell in the middle, or "zeros", as textures have.
         reseed: which sample becomes the seed again: "after", the worst of the batch when it goes
             back to the pool; "before", the worst of the drawn states before the rollout; "none".
         reseed_count: how many of the drawn states become the seed with reseed="before".
@@ -46,13 +47,16 @@ class TrainConfig:
         damage_offset: largest distance of a disc's centre from the grid's along each axis, in
             half-widths of the grid, in [0, 1]. A lower one cuts deeper into a pattern.
         damage_start: iterations before the first damage.
+        loss: "rgba", the mean squared error of the visible channels, or "texture", the distance of
+            `fastnca.losses.TextureLoss`. `PoolTrainer(loss=...)` takes any other.
+        loss_steps: states of a rollout that the loss sees, evenly spaced, the last one included;
+            gradients are exact through the whole rollout.
         clamp_loss: True compares RGBA clamped to [0, 1] with the target, False as it is.
         outside: weight of a penalty on alpha above 0 where the target is empty, its mean over the
             grid. Within two cells of the target it falls with the square root of the learning
-            rate, because its full weight thins out the rim; beyond them it is three times as
-            heavy and does not fall.
+            rate, or it thins out the rim; beyond them it is three times as heavy and stays.
         overflow: weight of a penalty on hidden channels outside of [-1, 1] and RGBA outside of
-            [0, 1], the mean of how far they are.
+            [0, 1], the mean of how far they are; without the RGBA loss all are limited by [-1, 1].
         gradient: "clip" limits the norm of all gradients to `clip_norm`, "normalize" divides
             each tensor's gradient by its own norm, "balance" does so to that of the samples that
             start as the seed and to that of the others before their sum, "none" leaves them.
@@ -60,26 +64,22 @@ class TrainConfig:
         fill_hidden: True seeds alpha and all hidden channels with 1, as Distill does.
         seed: fixes sampling, step counts, masks and damage; None draws from torch's default
             generator.
-        max_skips: iterations in a row without a finite loss and gradient after which training
-            stops.
+        max_skips: skipped iterations in a row, without a finite loss and gradient, that stop it.
         repairs: how often a run whose seed dies, whose states explode, whose gradients vanish or
-            whose loss rises goes back to its last good weights, with half the learning rate,
-            before it stops; 0 warns only.
-        log_interval: iterations between two flushes of the metrics file; on a GPU, also between
-            two looks at losses.
+            whose loss rises goes back to good weights, with half the learning rate; 0 warns only.
+        log_interval: iterations between flushes of the metrics; on a GPU, between looks at losses.
         half_pool: True keeps the pool in float16, at half the memory.
         pool_memory: where the pool lies: "device"; "host", pinned memory that is read ahead of
             the device; "auto", the device if it has room.
         micro_batches: parts of a batch that are rolled out one after the other.
-        checkpoint_every: every how manieth state of a rollout the triton backend keeps for the
-            backward pass; the others are computed again.
+        checkpoint_every: the triton backend keeps every k-th state of a rollout for the backward
+            pass and recomputes the others.
         save_interval: iterations between two checkpoints of a run that has a directory; 0 saves
             at the end only.
         keep: newest checkpoints that stay, beside the one with the lowest loss.
 
     Raises:
-        TypeError: a value has the wrong type.
-        ValueError: a value is out of range.
+        TypeError, ValueError: a value has the wrong type, or is out of range.
     """
 
     iterations: int = 500
@@ -99,6 +99,7 @@ class TrainConfig:
     update_rate: float = 0.5
     use_pool: bool = True
     replacement: bool = True
+    start: str = "cell"
     reseed: str = "after"
     reseed_count: int = 1
     reseed_spare: int = 0
@@ -107,6 +108,8 @@ class TrainConfig:
     damage_radius: tuple[float, float] = (0.1, 0.4)
     damage_offset: float = 0.5
     damage_start: int = 0
+    loss: str = "rgba"
+    loss_steps: int = 1
     clamp_loss: bool = True
     outside: float = 0.0
     overflow: float = 0.0
@@ -125,38 +128,29 @@ class TrainConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
+        for name, least in _MIN.items():
             _check_int(name, getattr(self, name), least)
-        for name in ("learning_rate", "clip_norm", "decay", "ramp_from", "damage_rate"):
-            _check_number(name, getattr(self, name), above_zero=True)
-        for name in _FLAGS:
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        for name, (low, high) in _RANGES.items():
+            _check_number(name, getattr(self, name), low, high)
+        for field in fields(self):
+            if isinstance(field.default, bool) and not isinstance(getattr(self, field.name), bool):
+                value = getattr(self, field.name)
+                raise TypeError(f"{field.name} must be true or false, got {value!r}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
                 )
         check_update_rate(self.update_rate)
-        if self.max_steps <= self.min_steps:
-            raise ValueError(
-                f"max_steps is exclusive and must be above min_steps, got {self.min_steps} and "
-                f"{self.max_steps}"
-            )
-        for name in ("hold", "outside", "overflow", "damage_offset"):
-            _check_number(name, getattr(self, name))
-        for name in ("ramp_from", "damage_rate", "damage_offset"):
-            if getattr(self, name) > 1:
-                raise ValueError(f"{name} must be at most 1, got {getattr(self, name)}")
-        if self.hold >= 1:
-            raise ValueError(f"hold must be below 1, got {self.hold}")
         self._check_pairs()
         object.__setattr__(self, "milestones", tuple(self.milestones))
         for milestone in self.milestones:
             _check_int("milestones", milestone, 0)
         if self.seed is not None:
             check_seed(self.seed)
-        self._check_batch()
+        for broken, sentence in self._conflicts():
+            if broken:
+                raise ValueError(sentence)
 
     def _check_pairs(self) -> None:
         """Check Adam's coefficients and the radii of discs, and keep them as tuples."""
@@ -168,46 +162,65 @@ class TrainConfig:
             object.__setattr__(self, name, pair)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be at least 0 and below 1, got {self.betas}")
-        smallest, largest = self.damage_radius
-        if not 0 < smallest <= largest < math.inf:
+        if not 0 < self.damage_radius[0] <= self.damage_radius[1] < math.inf:
             raise ValueError(
                 "damage_radius must be a smallest and a largest radius, positive and finite, got "
                 f"{self.damage_radius}"
             )
 
-    def _check_batch(self) -> None:
-        """Check what batch, pool and recipe demand of each other."""
-        if self.use_pool and not self.replacement and self.batch_size > self.pool_size:
-            raise ValueError(
-                f"a batch of {self.batch_size} cannot be drawn without replacement from a pool of "
-                f"{self.pool_size}"
-            )
-        if self.micro_batches > self.batch_size:
-            raise ValueError(
-                f"micro_batches={self.micro_batches} parts of a batch of {self.batch_size} would "
-                "be empty; lower micro_batches"
-            )
-        before = self.reseed == "before"
-        if not self.use_pool and (self.damage or before):
-            raise ValueError("damage and reseed='before' need use_pool=True")
-        if self.damage + self.reseed_count * before > self.batch_size:
-            also = f" and reseed_count={self.reseed_count}" if before else ""
-            raise ValueError(
-                f"a batch of {self.batch_size} has no room for damage={self.damage}{also}; raise "
-                "batch_size or lower what is asked for"
-            )
-        if not before and self.reseed_count > 1:
-            raise ValueError(f"reseed_count={self.reseed_count} needs reseed='before'")
-        if self.reseed_spare and not (before and self.reseed_spare <= self.reseed_count):
-            raise ValueError(
-                f"reseed_spare={self.reseed_spare} needs reseed='before' and a reseed_count of at "
-                "least as many"
-            )
-        if self.gradient == "balance" and not (before and self.reseed_count < self.batch_size):
-            raise ValueError(
-                "gradient='balance' needs seeds and others in a batch: reseed='before' and "
-                "reseed_count below batch_size"
-            )
+    def _conflicts(self) -> Iterator[tuple[bool, str]]:
+        """Yield what options demand of each other: whether it is broken, and a sentence."""
+        before, batch = self.reseed == "before", self.batch_size
+        used = self.damage + self.reseed_count * before
+        also = f" and reseed_count={self.reseed_count}" if before else ""
+        yield (
+            self.max_steps <= self.min_steps,
+            "max_steps is exclusive and must be above min_steps, got "
+            f"{self.min_steps} and {self.max_steps}",
+        )
+        yield (
+            self.loss_steps > self.min_steps,
+            f"loss_steps={self.loss_steps} states need as many steps; raise min_steps, which is "
+            f"{self.min_steps}",
+        )
+        yield (
+            self.use_pool and not self.replacement and batch > self.pool_size,
+            f"a batch of {batch} cannot be drawn without replacement from a pool of "
+            f"{self.pool_size}",
+        )
+        yield (
+            self.micro_batches > batch,
+            f"micro_batches={self.micro_batches} parts of a batch of {batch} would be empty; "
+            "lower micro_batches",
+        )
+        yield (
+            not self.use_pool and (self.damage > 0 or before),
+            "damage and reseed='before' need use_pool=True",
+        )
+        yield (
+            used > batch,
+            f"a batch of {batch} has no room for damage={self.damage}{also}; raise batch_size or "
+            "lower what is asked for",
+        )
+        yield (
+            not before and self.reseed_count > 1,
+            f"reseed_count={self.reseed_count} needs reseed='before'",
+        )
+        yield (
+            self.reseed_spare > (self.reseed_count if before else 0),
+            f"reseed_spare={self.reseed_spare} needs reseed='before' and a reseed_count of at "
+            "least as many",
+        )
+        yield (
+            self.gradient == "balance" and not (before and self.reseed_count < batch),
+            "gradient='balance' needs seeds and others in a batch: reseed='before' and "
+            "reseed_count below batch_size",
+        )
+        yield self.hold == 1, f"hold must be below 1, got {self.hold}"
+        yield (
+            self.loss != "rgba" and self.outside > 0,
+            f"outside={self.outside} is a penalty on alpha and needs loss='rgba'",
+        )
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
@@ -236,46 +249,52 @@ class TrainConfig:
         values = asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
+    def scaled_to(self, iterations: int) -> Self:
+        """Return the recipe in another number of iterations, all that it counts in proportion."""
+        scale = iterations / self.iterations
+        counted = {name: round(getattr(self, name) * scale) for name in COUNTED}
+        milestones = tuple(round(milestone * scale) for milestone in self.milestones)
+        return replace(self, iterations=iterations, milestones=milestones, **counted)
 
-_LEAST = {
-    "iterations": 0,
-    "pool_size": 1,
-    "batch_size": 1,
-    "min_steps": 1,
+
+COUNTED = ("warm_up", "ramp", "damage_start")
+"""Options that count iterations from the start of a run, beside `milestones`."""
+
+_MIN = {
+    **dict.fromkeys(("iterations", "ramp", "warm_up", "reseed_spare", "damage"), 0),
+    **dict.fromkeys(("damage_start", "repairs", "save_interval"), 0),
+    **dict.fromkeys(("pool_size", "batch_size", "min_steps", "loss_steps", "reseed_count"), 1),
+    **dict.fromkeys(("max_skips", "log_interval", "micro_batches", "checkpoint_every", "keep"), 1),
     "max_steps": 2,
-    "ramp": 0,
-    "warm_up": 0,
-    "reseed_count": 1,
-    "reseed_spare": 0,
-    "damage": 0,
-    "damage_start": 0,
-    "max_skips": 1,
-    "repairs": 0,
-    "log_interval": 1,
-    "micro_batches": 1,
-    "checkpoint_every": 1,
-    "save_interval": 0,
-    "keep": 1,
 }
-_FLAGS = ("use_pool", "replacement", "clamp_loss", "fill_hidden", "half_pool")
+_RANGES = {  # above the lowest value where it is None
+    **dict.fromkeys(("learning_rate", "clip_norm", "decay"), (None, math.inf)),
+    **dict.fromkeys(("ramp_from", "damage_rate"), (None, 1.0)),
+    **dict.fromkeys(("outside", "overflow"), (0.0, math.inf)),
+    **dict.fromkeys(("hold", "damage_offset"), (0.0, 1.0)),
+}
 _CHOICES = {
     "schedule": ("milestones", "linear", "cosine"),
+    "start": ("cell", "zeros"),
     "reseed": ("after", "before", "none"),
+    "loss": ("rgba", "texture"),
     "gradient": ("clip", "normalize", "balance", "none"),
     "pool_memory": ("auto", "device", "host"),
 }
 
 
-def _check_int(name: str, value: object, least: int) -> None:
+def _check_int(name: str, value: object, low: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
 
 
-def _check_number(name: str, value: object, above_zero: bool = False) -> None:
+def _check_number(name: str, value: object, low: float | None, high: float) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (0 <= value < math.inf) or (above_zero and value == 0):
-        least = "positive" if above_zero else "at least 0"
+    if not (0 <= value < math.inf) or (low is None and value == 0):
+        least = "positive" if low is None else "at least 0"
         raise ValueError(f"{name} must be {least} and finite, got {value}")
+    if value > high:
+        raise ValueError(f"{name} must be at most {high:g}, got {value}")

@@ -1,118 +1,138 @@
-"""The loop around the iterations: log, save, stop when asked."""
+"""The loop around the iterations of `PoolTrainer.fit`: read results, save, stop when asked."""
 
+import contextlib
+import signal
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
+from fastnca.memory import MemoryLimitError, is_out_of_memory
 from fastnca.storage.model import describe_model
-from fastnca.training.interrupt import StopRequest, stop_requests
-from fastnca.training.log import TrainingLog
-from fastnca.training.memory import MemoryLimitError, is_out_of_memory
-from fastnca.training.run import CheckpointError, RunDirectory
-from fastnca.training.step import StepResult
+from fastnca.storage.runs import CheckpointError, RunDirectory
 
 if TYPE_CHECKING:
     from fastnca.training.trainer import PoolTrainer
 
-_FAILURES = 3
+_MAX_FAILURES = 3
 """Checkpoints in a row that could not be written after which training stops."""
 
 
-def fit(
-    trainer: "PoolTrainer",
-    metrics: Path | None,
-    progress: bool,
-    on_step: Callable[[StepResult], None] | None,
-    run: RunDirectory | None,
-) -> list[float]:
-    """Train; see `PoolTrainer.fit`."""
+def fit(trainer: "PoolTrainer", callbacks: Iterable[Any], run: RunDirectory | None) -> None:
+    """Train; see `PoolTrainer.fit`.
+
+    Args:
+        trainer: the trainer.
+        callbacks: the log, before those of the trainer, and more of them after those.
+        run: where checkpoints go.
+    """
     if run is not None:
         describe_model(trainer.model)  # refuses a model that no checkpoint could describe
-    first, config = trainer.iteration, trainer.config
-    writes = trainer.processes.first
-    log = TrainingLog(
-        metrics if writes else None,
-        first,
-        config.iterations,
-        config.log_interval,
-        progress and writes,
-    )
-    with log, stop_requests() as request:
-        loop = _Loop(trainer, log, request, on_step, run)
-        failure = ""
-        try:
-            loop.run()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            failure = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if failure:  # here the tensors that the error held on to are gone
-            raise MemoryLimitError(
-                f"memory ran out in iteration {trainer.iteration + 1} ({failure}); training was "
-                f"estimated to need {trainer.memory}. Lower batch_size or size, cut the batch "
-                "(micro_batches) or raise checkpoint_every"
-            )
-    return trainer.losses[first:]
+    before, (log, *more), failure = list(trainer.callbacks), callbacks, ""
+    trainer.callbacks.insert(0, log)
+    trainer.callback_error = None
+    try:
+        for each in more:
+            trainer.add_callback(each)
+        trainer.notify("on_fit_start")
+        with stop_requests() as request:
+            _run_iterations(trainer, request, run)
+    except Exception as error:
+        if error is trainer.callback_error and run and trainer.processes.world_size == 1:
+            with contextlib.suppress(CheckpointError):
+                run.save(trainer)
+        if not is_out_of_memory(error):
+            raise
+        failure = str(error).splitlines()[0] if str(error) else type(error).__name__
+    finally:
+        trainer.notify("on_fit_end")
+        trainer.callbacks = before
+    if failure:  # here the tensors that the error held on to are gone
+        raise MemoryLimitError(
+            f"memory ran out in iteration {trainer.iteration + 1} ({failure}); training was "
+            f"estimated to need {trainer.memory}. Lower batch_size or size, cut the batch "
+            "(micro_batches) or raise checkpoint_every"
+        )
 
 
-class _Loop:
-    """One call of `fit`."""
+def _run_iterations(
+    trainer: "PoolTrainer", request: "StopRequest", run: RunDirectory | None
+) -> None:
+    """Train until the iterations are done or someone asks to stop."""
+    config, stop, failures = trainer.config, False, 0
+    # a look at a GPU's numbers waits for it; a CPU has them anyway
+    interval = config.log_interval if trainer.seed_state.is_cuda else 1
+    while trainer.iteration < config.iterations and not stop:
+        trainer.start(request.signal_number is not None)
+        done, every = trainer.iteration, config.save_interval
+        last = done == config.iterations
+        save = every > 0 and done % every == 0 and not last
+        if save or last or done % interval == 0:
+            stop = any(result.stop for result in trainer.collect())
+            trainer.check()
+        if save and not stop and run is not None:
+            try:
+                run.save(trainer)
+                failures = 0
+            except CheckpointError as error:
+                failures += 1
+                if failures == _MAX_FAILURES:
+                    raise
+                if trainer.processes.is_main:
+                    print(f"fastnca: {error}; training goes on", file=sys.stderr)
+    trainer.sampler.rewind()
+    if run is not None:
+        run.save(trainer)
+    if stop or request.signal_number is not None:  # the latter during the last save
+        request.exit_like_signal()
 
-    def __init__(
-        self,
-        trainer: "PoolTrainer",
-        log: TrainingLog,
-        request: StopRequest,
-        on_step: Callable[[StepResult], None] | None,
-        run: RunDirectory | None,
-    ) -> None:
-        self._trainer = trainer
-        self._log = log
-        self._request = request
-        self._on_step = on_step
-        self._run = run
-        self._failures = 0
-        # a look at a GPU's numbers waits for it; a CPU has them anyway
-        self._interval = trainer.config.log_interval if trainer.target.is_cuda else 1
 
-    def run(self) -> None:
-        """Train until the iterations are done or someone asks to stop."""
-        trainer, total = self._trainer, self._trainer.config.iterations
-        stop = False
-        while trainer.iteration < total and not stop:
-            trainer.start(self._request.signal_number is not None)
-            done, every = trainer.iteration, trainer.config.save_interval
-            save = every > 0 and done % every == 0 and done < total
-            if save or done == total or done % self._interval == 0:
-                stop = self._read()
-                trainer.check()
-            if save and not stop:
-                self._save(final=False)
-        trainer.randomness.rewind()
-        self._save(final=True)
-        if stop or self._request.signal_number is not None:  # the latter during the last save
-            self._request.obey()
+class ForcedStop(KeyboardInterrupt):
+    """The process was asked to stop a second time, and leaves everything as it is."""
 
-    def _read(self) -> bool:
-        """Log the iterations since the last look; tell whether a process was asked to stop."""
-        results = self._trainer.read()
-        for result in results:
-            self._log.write(result)
-            if self._on_step is not None:
-                self._on_step(result)
-        return any(result.stop for result in results)
 
-    def _save(self, final: bool) -> None:
-        """Write a checkpoint; go on without it unless it was the last chance."""
-        if self._run is None:
-            return
-        try:
-            self._run.save(self._trainer)
-            self._failures = 0
-        except CheckpointError as error:
-            self._failures += 1
-            if final or self._failures == _FAILURES:
-                raise
-            if self._trainer.processes.first:
-                print(f"fastnca: {error}; training goes on", file=sys.stderr)
+class StopRequest:
+    """Whether, and by which signal, the process was asked to stop.
+
+    Attributes:
+        signal_number: the signal, or None while nobody asked.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+
+    def exit_like_signal(self) -> None:
+        """End the process as the signal would have.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed.
+            SystemExit: 128 and the number of the signal; of SIGTERM if it was another process
+                that was asked.
+        """
+        if self.signal_number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + (self.signal_number or signal.SIGTERM))
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            raise ForcedStop
+        self.signal_number = number
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Note the first Ctrl-C or SIGTERM instead of dying of it; the second one interrupts at once.
+
+    Outside the main thread, where Python allows no handlers, nothing is changed.
+    """
+    request, signals = StopRequest(), (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, request._receive) for number in signals}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

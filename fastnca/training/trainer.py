@@ -1,36 +1,40 @@
-"""Pool training: one iteration, and the loop around it."""
+"""The pool trainer: iterations, the loop around them, and their state."""
 
-import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastnca.distributed import Processes
+from fastnca.losses import Loss
+from fastnca.memory import Estimate
 from fastnca.module import NeuralCA
-from fastnca.states import create_seed
-from fastnca.training.checks import check_model, check_target, count_slots
-from fastnca.training.companions import Companions
+from fastnca.storage.runs import RunDirectory
+from fastnca.storage.training_state import State
+from fastnca.training.callbacks import (
+    Callback,
+    FunctionCallback,
+    PendingStep,
+    StepResult,
+    TrainingLog,
+)
 from fastnca.training.config import TrainConfig
-from fastnca.training.draw import Randomness
-from fastnca.training.graphed import GraphedIteration
-from fastnca.training.host_pool import HostPool
-from fastnca.training.memory import Estimate
-from fastnca.training.pool import SamplePool
-from fastnca.training.processes import Processes
+from fastnca.training.facts import check_facts, describe_run
+from fastnca.training.graphs import GraphedIteration
+from fastnca.training.loop import fit
+from fastnca.training.optimizer import ModelOptimizer, learning_rate
+from fastnca.training.pool import HostPool, SamplePool, shard_slots
 from fastnca.training.recovery import Recovery
-from fastnca.training.schedule import adapt, learning_rate
-from fastnca.training.step import StepResult, Unread
-from fastnca.training.update import Update, copy_weights
+from fastnca.training.sampling import IterationSampler, adapt
+from fastnca.training.task import Task
 
-if TYPE_CHECKING:
-    from fastnca.training.run import RunDirectory
+_MEMORY = ("batch_size", "update_rate", "micro_batches", "checkpoint_every", "half_pool")
 
-_log = logging.getLogger("fastnca")
+_Callback = Callback | Callable[[StepResult], object]
 
 
 class PoolTrainer:
@@ -38,31 +42,28 @@ class PoolTrainer:
 
     Args:
         model: the model; it is put into training mode.
-        target: `[1, 4, S, S]` or `[4, S, S]`, RGBA, of the model's dtype and device.
+        target: `[N, 4, H, W]` or `[4, H, W]`, RGBA, of the model's dtype and device. Slot i of
+            the pool has target i mod N.
         config: the options; the tutorial's if None.
         processes: those that train together; this one alone if None.
+        loss: `loss(states, target)` as in `fastnca.losses`, for targets `[N, ...]` of any kind;
+            what `config` says if None.
+        seed_state: `[N, C, H, W]` or `[1, C, H, W]`, where rollouts start; what `config` says if
+            None. Its last channels may hold the inputs of a rule.
+        callbacks: `Callback`s, or functions of a `StepResult`.
 
     Attributes:
-        model: the model.
-        target: `[1, 4, S, S]`.
-        config: the options.
-        processes: those that train together.
-        memory: what the run needs.
+        model, config, processes: as above.
+        task: seeds, targets and loss.
+        target, seed_state: `[N, 4, H, W]` and `[N, C, H, W]`.
         pool: the states of this process.
-        randomness: where slots, steps, masks and damage are drawn.
-        iteration: iterations done.
-        skipped: iterations without a finite loss and gradient, all in all.
-        reseeded: states that became the seed again because of their values.
+        iteration, skipped, reseeded: iterations done; those without a finite loss and gradient;
+            states that became the seed again because of their values.
         losses: loss of every iteration, skipped ones included, averaged over the processes.
-        after_start: called with what `Iteration.run` returned; they must not wait for the device.
-        companions: what checkpoints hold beside the trainer.
-        run_id: names the run in its checkpoints; a resumed run keeps it.
 
     Raises:
         MemoryLimitError: the pool fits no memory.
-        TypeError: the model is no `NeuralCA`, or the target not of its dtype.
-        ValueError: the model has no numbers or nothing to train, the target does not fit or is
-            not finite, or there are fewer states than processes.
+        TypeError, ValueError: the model cannot be trained, or what is given does not fit it.
     """
 
     def __init__(
@@ -71,54 +72,44 @@ class PoolTrainer:
         target: Tensor,
         config: TrainConfig | None = None,
         processes: Processes | None = None,
+        *,
+        loss: Loss | None = None,
+        seed_state: Tensor | None = None,
+        callbacks: Iterable[_Callback] = (),
     ) -> None:
-        self.config = config or TrainConfig()
-        self.model = check_model(model)
-        self.target = check_target(target, next(model.parameters()))
+        self.config = config = config or TrainConfig()
+        self.model = model
         self.processes = processes or Processes()
-        self.seed_state = create_seed(
-            self.target.shape[-1],
-            model.num_channels,
-            fill_hidden=self.config.fill_hidden,
-            device=self.target.device,
-            dtype=self.target.dtype,
+        self.task = Task(model, target, config, loss, seed_state)
+        self.target, self.seed_state = self.task.target, self.task.seed_state
+        first, slots = shard_slots(config, self.processes)
+        self.memory = Estimate.of(
+            model,
+            self.seed_state,
+            slots,
+            steps=config.max_steps - 1,
+            pool_memory=config.pool_memory,
+            **{name: getattr(config, name) for name in _MEMORY},
         )
-        slots = count_slots(self.config, self.processes)
-        self.memory = Estimate.of(model, self.seed_state, self.config, slots)
         kind = HostPool if self.memory.host else SamplePool
-        dtype = torch.float16 if self.config.half_pool else None
-        self.pool = kind(self.seed_state, slots, dtype=dtype)
-        self.randomness = Randomness(self.config, slots, self.processes.rank, self.processes.size)
-        self.update = Update(model, self.config)
-        self.iterate = GraphedIteration(
-            model, self.target, self.seed_state, self.config, self.pool, self.update, self.processes
-        )
-        self.iteration = 0
-        self.skipped = 0
-        self.skipped_in_a_row = 0
-        self.reseeded = 0
+        dtype = torch.float16 if config.half_pool else None
+        self.pool = kind(self.task.seed_state, slots, dtype=dtype, first=first)
+        drawn = slots if config.use_pool else self.task.goals
+        ranks = self.processes.rank, self.processes.world_size
+        self.sampler = IterationSampler(config, drawn, *ranks)
+        self.optimizer = ModelOptimizer(model, config)
+        parts = self.task, config, self.pool, self.optimizer, self.processes
+        self.iterate = GraphedIteration(model, *parts)
+        self.recovery = Recovery(model, self.optimizer, self.pool, self.task, config, first)
+        self.iteration = self.skipped = self.skipped_in_a_row = self.reseeded = 0
         self.losses: list[float] = []
-        self.after_start: list[Callable[[Tensor], None]] = []
-        self.after_repair: list[Callable[[], None]] = []
-        self.companions = Companions()
         self.run_id = secrets.token_hex(8)
-        self.recovery = Recovery(
-            model, self.update, self.pool, self.seed_state, self.target, self.config
-        )
-        if self.config.repairs:
-            self.companions.add("recovery", self.recovery, self.iteration)
-        self._unread: list[Unread] = []
+        self._pending: list[PendingStep] = []
         self._since = 0.0
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Adam over the model's parameters."""
-        return self.update.optimizer
-
-    @property
-    def good_weights(self) -> dict[str, Tensor]:
-        """The `state_dict` that last gave a finite loss and gradient."""
-        return self.update.good_weights
+        self.callback_error: Exception | None = None
+        self.callbacks: list[Callback] = []
+        for each in callbacks:
+            self.add_callback(each)
 
     def step(self) -> StepResult:
         """Run one iteration: draw, roll out, differentiate, update, write back.
@@ -126,155 +117,178 @@ class PoolTrainer:
         An iteration whose loss or gradient is not finite changes neither model, optimiser nor
         pool, and is counted.
 
-        Returns:
-            What happened.
-
         Raises:
             DivergedError: this was the last of `max_skips` skipped iterations in a row.
         """
         self.start()
-        result = self.read()[-1]
+        result = self.collect()[-1]
         self.check()
         return result
 
     def start(self, stop: bool = False) -> None:
-        """Start an iteration without waiting for what it computes; `read` tells.
-
-        Args:
-            stop: whether this process was asked to stop; the other processes will hear of it.
-        """
-        if not self._unread:
+        """Start an iteration without waiting for the device; `stop` asks all processes to end."""
+        if not self._pending:
             self._since = time.perf_counter()
         self.model.train()
-        draw = adapt(self.randomness.next(), self.config, self.iteration)
+        draw = adapt(self.sampler.next(), self.config, self.iteration)
         rate = learning_rate(self.config, self.iteration) * self.recovery.rate
         numbers = self.iterate.run(draw, rate, stop)
-        for listener in self.after_start:
-            listener(numbers)
         self.iteration += 1
-        self._unread.append(Unread(numbers, self.iteration, draw.steps, rate))
+        self._pending.append(PendingStep(numbers, self.iteration, draw.steps, rate))
+        self.notify("on_update", numbers)
         if self.memory.host and self.config.use_pool:
-            self.pool.prefetch(self.randomness.peek().slots)
+            self.pool.prefetch(self.sampler.peek().slots)
 
-    def read(self) -> list[StepResult]:
+    def collect(self) -> list[StepResult]:
         """Wait for the iterations that were started since the last call, and return them."""
-        unread, self._unread = self._unread, []
-        if not unread:
+        pending, self._pending = self._pending, []
+        if not pending:
             return []
-        values = torch.stack([each.numbers for each in unread]).tolist()
-        seconds = (time.perf_counter() - self._since) / len(unread)
+        values = torch.stack([each.numbers for each in pending]).tolist()
+        seconds = (time.perf_counter() - self._since) / len(pending)
         self._since = time.perf_counter()
-        return [self._book(*pair, seconds) for pair in zip(unread, values, strict=True)]
+        states = self.config.batch_size * self.processes.world_size
+        results = [
+            self._record(each.finish(value, seconds, states))
+            for each, value in zip(pending, values, strict=True)
+        ]
+        for result in results:
+            self.notify("on_step_end", result)
+        return results
 
     def check(self) -> None:
-        """Look at what `read` returned: warn, repair or stop a run that has gone wrong.
+        """Warn, go back to good weights or stop if the collected results show a fault.
 
         Raises:
             CollapsedError: the seed died or states exploded, once more after the last repair.
             DivergedError: `max_skips` iterations in a row were skipped; the same.
         """
-        if self.recovery.act(self.iteration, self.processes.first):
+        if self.recovery.act(self.iteration, self.processes.is_main):
             self.skipped_in_a_row = 0
-            for listener in self.after_repair:
-                listener()
+            self.notify("on_rollback")
 
     def fit(
         self,
         *,
         metrics: str | PathLike[str] | None = None,
         progress: bool = True,
-        on_step: Callable[[StepResult], None] | None = None,
-        run: "RunDirectory | None" = None,
+        callbacks: Iterable[_Callback] = (),
+        run: RunDirectory | None = None,
     ) -> list[float]:
-        """Train until `config.iterations` iterations are done in all.
+        """Train until `config.iterations` iterations are done in all; return this call's losses.
 
         The first Ctrl-C or SIGTERM lets the iteration finish and saves, a second one does not.
 
         Args:
-            metrics: CSV file to write, and beside it the same as JSON lines; continued if
-                iterations were done before.
+            metrics: CSV file to write or continue, and JSON lines beside it.
             progress: True shows a bar with loss and remaining time, on a terminal only.
-            on_step: called after every iteration; on a GPU, when its numbers are read.
+            callbacks: more of them, for this call.
             run: where checkpoints go, every `save_interval` iterations and at the end.
-
-        Returns:
-            The losses of this call.
 
         Raises:
             CheckpointError: three checkpoints in a row, or the last one, could not be written.
-            DivergedError: as `step`.
-            KeyboardInterrupt: after the iteration in which Ctrl-C came.
+            DivergedError, CollapsedError: as `step` and `check`.
+            KeyboardInterrupt, SystemExit: after the iteration in which Ctrl-C or SIGTERM came.
             MemoryLimitError: memory ran out.
-            StopNow: Ctrl-C or SIGTERM came twice.
-            SystemExit: 143, after the iteration in which SIGTERM came.
         """
-        from fastnca.training.loop import fit
+        first = self.iteration
+        fit(self, [TrainingLog(metrics, progress), *callbacks], run)
+        return self.losses[first:]
 
-        return fit(self, None if metrics is None else Path(metrics), progress, on_step, run)
+    def add_callback(self, callback: _Callback) -> Callback:
+        """Add a callback, before `resume` if checkpoints hold its state, and return it."""
+        added = callback if isinstance(callback, Callback) else FunctionCallback(callback)
+        added.on_attach(self)
+        self.callbacks.append(added)
+        return added
 
-    def copy_weights(self) -> dict[str, Tensor]:
-        """Return a copy of the model's `state_dict`."""
-        return copy_weights(self.model)
+    def state_dict(self) -> State:
+        """Return everything that the run's future depends on, in this process, without copies."""
+        callbacks = {each.name: each.state_dict() for each in self.callbacks if each.name}
+        if self.config.repairs:
+            callbacks["recovery"] = self.recovery.state_dict()
+        return {
+            "facts": describe_run(self.model, self.task, self.config),
+            "run_id": self.run_id,
+            "iteration": self.iteration,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "reseeded": self.reseeded,
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "pool": self.pool.states,
+            "generators": self.sampler.state(),
+            "callbacks": callbacks,
+        }
 
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write everything that `resume` needs into a checkpoint in directory `path`.
+    def load_state_dict(self, state_dict: State) -> None:
+        """Continue from what `state_dict` returned, of a trainer with the same arguments.
 
         Raises:
-            CheckpointError: it could not be written.
-            DirectoryInUseError: another trainer works in the directory.
-            FileExistsError: the directory belongs to another run.
+            ValueError: the run has another model size, target, loss or other options than this
+                one; those in `fastnca.training.facts.FREE_OPTIONS` may differ.
         """
-        from fastnca.training.run import RunDirectory
+        state = state_dict
+        self.check_facts(state["facts"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.run_id, self.losses = state["run_id"], state["losses"].tolist()
+        self.iteration, self.skipped = state["iteration"], state["skipped"]
+        self.skipped_in_a_row, self.reseeded = state["skipped_in_a_row"], state["reseeded"]
+        if (states := self.pool.states) is not state["pool"]:
+            states.copy_(state["pool"])
+        if state["generators"]:
+            self.sampler.load_state(state["generators"])
+        else:
+            self.sampler.reseed(self.iteration)
+        self._pending = []
+        self.recovery.restart(self.iteration, self.skipped_in_a_row)
+        if self.config.repairs and "recovery" in state["callbacks"]:
+            self.recovery.load_state_dict(state["callbacks"]["recovery"])
+        for callback in self.callbacks:
+            callback.on_attach(self)
+            if callback.name in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][callback.name])
 
-        run = RunDirectory(Path(path), self.processes)
+    def check_facts(self, saved: Mapping[str, Any], where: str = "") -> None:
+        """Refuse the facts of another run, with a ValueError that begins with `where`."""
+        check_facts(saved, describe_run(self.model, self.task, self.config), where)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the state dict into a checkpoint in directory `path`; see `RunDirectory`."""
+        run = RunDirectory(path, self.processes)
         with run.hold():
             run.save(self)
 
     def resume(self, path: str | PathLike[str]) -> None:
-        """Continue where `save` left off, bit for bit on the same machine and versions.
+        """Continue from the newest intact checkpoint in directory `path`.
 
-        Args:
-            path: the directory that `save` wrote; its newest intact checkpoint is taken. What is
-                skipped, what starts anew and what is not exact is logged as a warning.
-
-        Raises:
-            DirectoryInUseError: another trainer works in the directory.
-            FileFormatError: no checkpoint is intact.
-            FileNotFoundError: there is no saved run.
-            ValueError: the saved run has another model size, target or other options; those in
-                `fastnca.training.checkpoint.FREE_OPTIONS` may differ.
+        The run goes on bit for bit on the same machine and versions; what is skipped or not exact
+        is logged as a warning.
         """
-        from fastnca.training.run import RunDirectory
-
-        run = RunDirectory(Path(path), self.processes)
+        run = RunDirectory(path, self.processes)
         with run.hold():
-            for note in run.resume(self).notes:
-                _log.warning(note)
+            run.resume(self).log()
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """End the work with other processes; the model stays, training is over."""
-        self.iterate.leave()
-        self.processes.leave()
+        self.iterate.close()
+        self.processes.close()
 
-    def set_progress(
-        self,
-        iteration: int,
-        skipped: int,
-        skipped_in_a_row: int,
-        reseeded: int,
-        losses: list[float],
-    ) -> None:
-        """Take over the counters of a saved run."""
-        self.iteration = iteration
-        self.skipped = skipped
-        self.skipped_in_a_row = skipped_in_a_row
-        self.recovery.restart(iteration, skipped_in_a_row)
-        self.reseeded = reseeded
-        self.losses = losses
+    def notify(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of every callback; the error of one names it."""
+        for callback in self.callbacks:
+            try:
+                getattr(callback, hook)(self, *arguments)
+            except Exception as error:
+                name = type(callback).__name__
+                error.add_note(f"raised by {hook} of {name}, after iteration {self.iteration}")
+                self.callback_error = error
+                raise
 
-    def _book(self, unread: Unread, values: list[float], seconds: float) -> StepResult:
+    def _record(self, result: StepResult) -> StepResult:
         """Count one iteration."""
-        result = unread.finish(values, seconds, self.config.batch_size * self.processes.size)
         self.losses.append(result.loss)
         if result.skipped:
             self.skipped += 1

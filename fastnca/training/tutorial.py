@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from fastnca.module import NeuralCA
+from fastnca.training.callbacks import StepResult
 from fastnca.training.config import TrainConfig
-from fastnca.training.step import StepResult
 from fastnca.training.trainer import PoolTrainer
 
 
@@ -20,7 +20,7 @@ def train_nca(
 
     Args:
         model: the model; it is put into training mode.
-        target: `[1, 4, S, S]`, RGBA, of the model's dtype and device.
+        target: `[1, 4, H, W]`, RGBA, of the model's dtype and device.
         num_epochs: iterations.
         pool_size: states in the pool.
         batch_size: states per iteration.
@@ -42,4 +42,4 @@ def train_nca(
     config = TrainConfig(
         iterations=num_epochs, pool_size=pool_size, batch_size=batch_size, learning_rate=lr
     )
-    return PoolTrainer(model, target, config).fit(progress=False, on_step=report)
+    return PoolTrainer(model, target, config).fit(progress=False, callbacks=[report])

@@ -57,7 +57,7 @@ def check_trainer() -> None:
 
     graph.iterate._compute = fail
     compare(graph, plain, FIRST + 5)
-    assert not graph.iterate._suits
+    assert not graph.iterate._supported
 
 
 if __name__ == "__main__":

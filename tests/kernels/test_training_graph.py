@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fastnca import NeuralCA, create_target_circle
-from fastnca.training import BestWeights, PoolTrainer, TrainConfig
-from fastnca.training.graphed import record_iteration
+from fastnca.training import EmaTracker, PoolTrainer, TrainConfig
+from fastnca.training.graphs import record_iteration
 from tests.helpers import excite
 from tests.kernels.conftest import INTERPRETED
 from tests.runs import assert_same
@@ -55,7 +55,7 @@ def cuda_trainer(graphs: bool, preset: str, **options) -> tuple[PoolTrainer, Cou
     each = PoolTrainer(model, create_target_circle(32, device="cuda"), config)
     record = CountingRecorder()
     each.iterate._record = record
-    each.iterate._suits = each.iterate._suits and graphs
+    each.iterate._supported = each.iterate._supported and graphs
     return each, record
 
 
@@ -88,7 +88,7 @@ def test_graph_of_an_iteration_skips_and_stops_as_ever() -> None:
         skipped = [result.skipped for result in compare(graph, plain, 3)]
         assert skipped == [value != 0.0] * 3
     graph.start(stop=True)
-    assert graph.read()[0].stop
+    assert graph.collect()[0].stop
 
 
 @on_gpu
@@ -118,7 +118,7 @@ def test_graph_of_an_iteration_waits_for_nothing_and_gives_its_memory_back() -> 
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()
     graph, _ = cuda_trainer(True, "regenerating")
-    best = BestWeights(graph)
+    best = graph.add_callback(EmaTracker())
     for _ in range(FIRST + 1):
         graph.start()
     torch.cuda.set_sync_debug_mode("error")
@@ -127,7 +127,7 @@ def test_graph_of_an_iteration_waits_for_nothing_and_gives_its_memory_back() -> 
             graph.start()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(graph.read()) == FIRST + 31
+    assert len(graph.collect()) == FIRST + 31
     assert torch.cuda.memory_reserved() - before > 2**25  # of a graph: 51 MB are the states alone
     del best, graph
     gc.collect()

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fastnca.backends.choose import choose_backend
 from fastnca.module import NeuralCA
-from fastnca.training.config import TrainConfig
 
 _FLOAT = 4  # bytes of float32, in which the fused kernels keep states
 _COPIES = 8  # of a batch, that live beside a rollout: drawn, reseeded, sorted, on their way back
@@ -48,27 +47,47 @@ class Estimate:
         return self.pool + self.rollout + self.batch
 
     @classmethod
-    def of(cls, model: NeuralCA, seed_state: Tensor, config: TrainConfig, slots: int) -> Self:
+    def of(
+        cls,
+        model: NeuralCA,
+        seed_state: Tensor,
+        slots: int,
+        *,
+        batch_size: int,
+        steps: int,
+        update_rate: float = 0.5,
+        micro_batches: int = 1,
+        checkpoint_every: int = 1,
+        half_pool: bool = False,
+        pool_memory: str = "auto",
+    ) -> Self:
         """Estimate the memory of a trainer, and choose where its pool lies.
 
         Args:
             model: the model.
-            seed_state: `[1, C, S, S]`.
-            config: the options.
+            seed_state: `[N, C, H, W]`.
             slots: slots of this process's pool.
+            batch_size: states of an iteration.
+            steps: of the longest rollout.
+            update_rate: as in `NeuralCA.run_steps`.
+            micro_batches: parts of a batch that are rolled out one after the other.
+            checkpoint_every: as in `NeuralCA.run_steps`.
+            half_pool: whether the pool is kept in float16.
+            pool_memory: "auto", "device" or "host".
 
         Raises:
             MemoryLimitError: the pool fits neither the device nor the host.
         """
-        device, state = seed_state.device, seed_state.numel()
-        pool = slots * state * (2 if config.half_pool else seed_state.itemsize)
-        rollout = _rollout(model, seed_state, config)
+        device, state = seed_state.device, seed_state[0].numel()
+        pool = slots * state * (2 if half_pool else seed_state.itemsize)
+        together = math.ceil(batch_size / micro_batches)
+        rollout = together * _rollout(model, seed_state, steps, update_rate, checkpoint_every)
         weights = sum(p.numel() * p.itemsize for p in model.parameters())
-        batch = _COPIES * config.batch_size * state * seed_state.itemsize + 8 * weights
-        host = config.pool_memory == "host"
+        batch = _COPIES * batch_size * state * seed_state.itemsize + 8 * weights
+        host = pool_memory == "host"
         needed = rollout + batch + (0 if host else pool)
         free = free_memory(device)
-        if config.pool_memory == "auto" and device.type == "cuda" and needed > free:
+        if pool_memory == "auto" and device.type == "cuda" and needed > free:
             host = True
             needed = rollout + batch
         estimate = cls(pool, rollout, batch, host, device)
@@ -93,30 +112,29 @@ class Estimate:
         )
 
 
-def _rollout(model: NeuralCA, seed_state: Tensor, config: TrainConfig) -> int:
-    """Return an upper bound of the bytes that the longest rollout of a micro-batch keeps."""
+def _rollout(
+    model: NeuralCA, seed_state: Tensor, steps: int, update_rate: float, checkpoint_every: int
+) -> int:
+    """Return an upper bound of the bytes that a rollout of one state keeps."""
     channels, cells = seed_state.shape[1], seed_state[0, 0].numel()
-    batch = math.ceil(config.batch_size / config.micro_batches)
-    steps = config.max_steps - 1
     backend = "reference"  # of a plain class that has the reference's interface
     if isinstance(model, NeuralCA):
         backend = choose_backend(model, model.backend, model.precision, seed_state)
     size = seed_state.itemsize
     if backend == "triton":  # the one backend that keeps whole states, and can leave some out
-        every = config.checkpoint_every
+        every = checkpoint_every
         kept = steps if every == 1 else every
         starts = 2 if every == 1 else math.ceil(steps / every) + 3
-        row = max(16, 1 << (channels - 1).bit_length()) * _FLOAT
-        return batch * cells * row * (kept + starts)
+        return cells * max(16, 1 << (channels - 1).bit_length()) * _FLOAT * (kept + starts)
     if backend in ("torch", "cpp"):
         # a step keeps the rows that it overwrites, their numbers, and a flag per cell
-        step = math.ceil(config.update_rate * (channels * size + 8)) + 1
-        return batch * cells * (step * steps + 2 * channels * size)
+        step = math.ceil(update_rate * (channels * size + 8)) + 1
+        return cells * (step * steps + 2 * channels * size)
     # autograd keeps the perception, hidden layers before and after ReLU, the state, the masks
     weights = [each for each in model.update_net.parameters() if each.dim() == 4]
     hidden = sum(each.shape[0] for each in weights[:-1])
     step = (weights[0].shape[1] + 2 * hidden + 4 * channels) * size
-    return batch * cells * (step * steps + 2 * channels * size)
+    return cells * (step * steps + 2 * channels * size)
 
 
 def free_memory(device: torch.device) -> int:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_LONGEST = 1e9  # seconds that torch can count
+_MAX_TIMEOUT = 1e9  # seconds that torch can count
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -20,21 +20,21 @@ class Processes:
 
     Attributes:
         rank: number of this process, from 0.
-        size: how many there are.
+        world_size: how many there are.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
         self.rank = rank
-        self.size = size
+        self.world_size = world_size
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes what is written once."""
         return self.rank == 0
 
     @classmethod
-    def join(cls, device: torch.device, timeout: float) -> Self:
-        """Join the group that `torchrun` describes in the environment, if it does.
+    def init(cls, device: torch.device, timeout: float) -> Self:
+        """Join the process group that `torchrun` describes in the environment, if it does.
 
         Args:
             device: where this process trains.
@@ -51,9 +51,9 @@ class Processes:
         if device.type == "cuda":
             torch.cuda.set_device(device)
             backend = "cpu:gloo,cuda:nccl"
-        limit = timedelta(seconds=min(timeout, _LONGEST))
+        limit = timedelta(seconds=min(timeout, _MAX_TIMEOUT))
         # torch.optim imports this module, whose functions keep the group there is at that time as
-        # a default argument. Such a group lives on after `leave`, and its threads, which need the
+        # a default argument. Such a group lives on after `close`, and its threads, which need the
         # interpreter for a moment, may abort a process that ends.
         importlib.import_module("torch.distributed.nn.functional")
         try:
@@ -66,28 +66,28 @@ class Processes:
             ) from error
         return cls(dist.get_rank(), size)
 
-    def leave(self) -> None:
-        """Leave the group, all processes together; nothing may be exchanged afterwards."""
-        if self.size > 1 and dist.is_initialized():
-            self.gather(torch.zeros(1))  # nobody leaves while another still waits for something
+    def close(self) -> None:
+        """Destroy the process group, all processes together; nothing is exchanged afterwards."""
+        if self.world_size > 1 and dist.is_initialized():
+            self.all_gather(torch.zeros(1))  # a barrier: none leaves while another one waits
             dist.destroy_process_group()
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Add `tensor` up over all processes, in place, without waiting for a GPU."""
-        if self.size > 1:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Sum `tensor` over all processes, in place, without waiting for a GPU."""
+        if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def gather(self, tensor: Tensor) -> list[Tensor]:
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """Return the CPU tensors, of one shape, that all processes pass, in the order of ranks."""
-        if self.size == 1:
+        if self.world_size == 1:
             return [tensor]
-        results = [torch.empty_like(tensor) for _ in range(self.size)]
+        results = [torch.empty_like(tensor) for _ in range(self.world_size)]
         dist.all_gather(results, tensor)
         return results
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def all_or_none(self) -> Iterator[None]:
         """Run the block in every process; if it fails in one, it fails in all.
 
         Raises:
@@ -99,20 +99,20 @@ class Processes:
         except (OSError, ValueError) as caught:
             error = caught
         failed = torch.tensor([int(error is not None)])
-        ranks = [rank for rank, each in enumerate(self.gather(failed)) if int(each)]
+        ranks = [rank for rank, each in enumerate(self.all_gather(failed)) if int(each)]
         if error is not None:
             raise error
         if ranks:
             raise OSError(f"process {ranks[0]} failed; its own message says why")
 
-    def share(self, total: int) -> tuple[int, int]:
-        """Return this process's part `[first, last)` of `total` things."""
-        return cut(total, self.rank, self.size)
+    def shard(self, total: int) -> tuple[int, int]:
+        """Return this process's part `[first, last)` of `range(total)`."""
+        return shard_bounds(total, self.rank, self.world_size)
 
 
-def cut(total: int, rank: int, size: int) -> tuple[int, int]:
-    """Return part `rank` of `size` nearly equal parts of `range(total)`."""
-    return rank * total // size, (rank + 1) * total // size
+def shard_bounds(total: int, rank: int, world_size: int) -> tuple[int, int]:
+    """Return part `rank` of `world_size` nearly equal parts of `range(total)`."""
+    return rank * total // world_size, (rank + 1) * total // world_size
 
 
 def local_device(device: str) -> str:
