@@ -118,13 +118,13 @@ class TextureLoss:
             raise ValueError("a texture loss needs at least one state")
         if target.stride(0) == 0:
             target = target[:1]
-        sharpness = 1 / (target.var(dim=-1, unbiased=False) + _FLAT)
         losses = []
         for state in states:
             for bank, values in enumerate(self._features(state[:, :COLORS] + 0.5)):
                 wanted = _resample(target[:, bank], values.shape[-1])
                 distance = (values.sort(dim=-1).values - wanted).square().mean(dim=-1)
-                losses.append((distance * sharpness[:, bank]).mean(dim=-1))
+                spread = wanted.var(dim=-1, unbiased=False) + _FLAT
+                losses.append((distance / spread).mean(dim=-1))
         return torch.stack(losses).mean(dim=0)
 
     def _features(self, rgb: Tensor) -> list[Tensor]:
@@ -171,5 +171,6 @@ def _resample(ordered: Tensor, count: int) -> Tensor:
     position = position.clamp(0, 2 * count * (have - 1))
     low = position // (2 * count)
     share = (position % (2 * count)).to(ordered.dtype) / (2 * count)
-    left, right = ordered[..., low], ordered[..., (low + 1).clamp_max(have - 1)]
+    left = ordered.index_select(-1, low)
+    right = ordered.index_select(-1, (low + 1).clamp_max(have - 1))
     return left + share * (right - left)
