@@ -77,6 +77,41 @@ def load_target(
     return target.to(device=device, dtype=dtype or torch.get_default_dtype())
 
 
+def load_texture(
+    path: str | PathLike[str],
+    size: Size = 96,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Read a picture file as a texture: upright, scaled to cover the grid, cut to it, on white.
+
+    Args:
+        path: as in `load_target`.
+        size: of the grid in cells: one number for a square, or `(height, width)`.
+        device: where the target is made; torch's default device if None.
+        dtype: floating-point type; torch's default dtype if None.
+
+    Returns:
+        `[1, 4, H, W]`, RGBA in [0, 1] with alpha 1.
+
+    Raises:
+        FileFormatError: the file is not a picture, is damaged or is too large.
+        FileNotFoundError: there is no such file.
+        TypeError, ValueError: the size is none.
+    """
+    path, (height, width) = Path(path), height_and_width(size)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such picture file")
+    picture = _open(path)
+    white = Image.new("RGBA", picture.size, "white")
+    picture = Image.alpha_composite(white, picture)
+    picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.asarray(picture).astype(np.float32) / 255)
+    target = pixels.permute(2, 0, 1)[None].contiguous()
+    return target.to(device=device, dtype=dtype or torch.get_default_dtype())
+
+
 def _open(path: Path) -> Image.Image:
     """Decode the first frame as RGBA, turned upright by its EXIF orientation."""
     size = path.stat().st_size

@@ -67,7 +67,8 @@ def check_seed(seed: int) -> int:
         raise TypeError(f"seed must be an int, got {type(seed).__name__}")
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed must fit 64 bits, got {seed}")
-    return seed % 2**64
+    # no arithmetic beyond 64 bits where nothing has to change: `torch.compile` may trace the seed
+    return seed if seed >= 0 else seed + 2**64
 
 
 def check_seed_tensor(seed: Tensor) -> Tensor:
@@ -205,7 +206,7 @@ def update_mask(
 
 def signed(seed: int) -> int:
     """Return the 64 bits of a seed as a signed number."""
-    return (seed + 2**63) % 2**64 - 2**63
+    return seed if -(2**63) <= seed < 2**63 else (seed + 2**63) % 2**64 - 2**63
 
 
 def make_counter(

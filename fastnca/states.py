@@ -84,6 +84,47 @@ def create_seed(
     return state
 
 
+def make_seed_state(
+    like: Tensor, num_channels: int, size: Size, *, start: str, fill_hidden: bool, inputs: int
+) -> Tensor:
+    """Create the seed that a recipe starts from, `[1, C, H, W]`.
+
+    Args:
+        like: whose dtype and device the seed has.
+        num_channels: channels C.
+        size: of the grid in cells.
+        start: "cell" or "zeros", as in `TrainConfig`.
+        fill_hidden: as in `create_seed`.
+        inputs: how many channels, the last ones, are the rule's inputs; they are 0.
+    """
+    height, width = height_and_width(size)
+    state = like.new_zeros(1, num_channels, height, width)
+    if start == "cell":
+        last = num_channels - inputs if fill_hidden else ALPHA + 1
+        state[:, ALPHA:last, height // 2, width // 2] = 1.0
+    return state
+
+
+def clear_cells(states: Tensor, cells: Tensor, inputs: int = 0) -> Tensor:
+    """Return `states` `[B, C, H, W]` with `cells` `[H, W]` bool set to zero.
+
+    The last `inputs` channels, which are the inputs of a rule, stay as they are.
+    """
+    damaged = states.clone()
+    damaged[:, : states.shape[1] - inputs].masked_fill_(cells.to(states.device), 0.0)
+    return damaged
+
+
+def texture_rgba(states: Tensor) -> Tensor:
+    """Return the picture of a texture model's states: `[B, 4, H, W]`, RGBA in [0, 1], opaque.
+
+    The colours are the first three channels of `[B, C, H, W]` plus 0.5, as in the published models
+    of "Self-Organising Textures" (Niklasson et al., Distill 2021).
+    """
+    rgb = (states[:, :3] + 0.5).clamp(0, 1)
+    return torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=1)
+
+
 def get_visible_state(state: Tensor) -> Tensor:
     """Return the RGBA channels of `state` `[B, C, H, W]`, clamped to [0, 1]: `[B, 4, H, W]`.
 

@@ -103,7 +103,8 @@ def excite(model: torch.nn.Module, scale: float = 0.05) -> torch.nn.Module:
     """Give the zero-initialised last layer random weights, so that a step changes something."""
     with torch.no_grad():
         model.update_net[2].weight.normal_(0, scale)
-        model.update_net[2].bias.normal_(0, scale / 10)
+        if model.update_net[2].bias is not None:
+            model.update_net[2].bias.normal_(0, scale / 10)
     return model
 
 

@@ -1,8 +1,10 @@
 """Shared by the tests of runs: small trainers, and their comparison bit for bit."""
 
+from dataclasses import replace
+
 import torch
 
-from fastnca import NeuralCA, create_target_circle
+from fastnca import RULES, NeuralCA, Rule, create_target_circle
 from fastnca.training import Callback, PoolTrainer, TrainConfig
 
 SMALL = {"pool_size": 6, "batch_size": 3, "min_steps": 3, "max_steps": 6, "seed": 1}
@@ -19,7 +21,8 @@ class Hooks(Callback):
 def make_trainer(preset="tutorial", size=8, hidden=6, **options):
     torch.manual_seed(0)
     config = TrainConfig.preset(preset, **{**SMALL, **options})
-    return PoolTrainer(NeuralCA(8, hidden, backend="torch"), create_target_circle(size), config)
+    rule = replace(RULES["texture"] if preset == "texture" else Rule(), hidden=(hidden,))
+    return PoolTrainer(NeuralCA(8, rule=rule, backend="torch"), create_target_circle(size), config)
 
 
 def advance(each: PoolTrainer, iterations: int) -> None:

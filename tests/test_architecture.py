@@ -14,7 +14,14 @@ ROOT = Path(__file__).parent.parent
 # Each module may import what stands on floors below its own.
 FLOORS = [
     ["fastnca.states", "fastnca.distributed", "fastnca.version"],
-    ["fastnca.losses", "fastnca.life", "fastnca.masks", "fastnca.targets", "fastnca.backends"],
+    [
+        "fastnca.losses",
+        "fastnca.life",
+        "fastnca.masks",
+        "fastnca.targets",
+        "fastnca.textures",
+        "fastnca.backends",
+    ],
     ["fastnca.filters"],
     ["fastnca.rule"],
     ["fastnca.checks", "fastnca.reference", "fastnca.storage.atomic"],

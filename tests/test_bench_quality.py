@@ -86,7 +86,9 @@ def test_the_study_trains_as_the_command_does(tmp_path, monkeypatch):
     kept = NeuralCA.load(tmp_path / "kept")
     assert kept.metadata == {"size": 12, "fill_hidden": True}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    monkeypatch.setattr("fastnca.commands.train._draw", lambda *_: None)  # pictures take longest
+    monkeypatch.setattr(
+        "fastnca.commands.train.draw_result", lambda *_: []
+    )  # pictures take longest
     assert main(["train", "--size", "12", *flags, "--out", str(tmp_path / "r")]) == 0
     saved = NeuralCA.load(tmp_path / "r")
     seed = create_seed(12, 16, fill_hidden=True)

@@ -3,12 +3,14 @@
 import logging
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fastnca import NeuralCA, create_target_circle
 from fastnca.commands.parser import main
+from fastnca.rule import TUTORIAL
 from fastnca.training import (
     PRESETS,
     CollapsedError,
@@ -37,7 +39,8 @@ DEAD = "the seed or most states were dead after the rollout in 10 iterations in 
 
 def make(bias=0.0, preset="tutorial", **options):
     torch.manual_seed(0)
-    model = NeuralCA(16, 8, backend="torch")
+    rule = replace(TUTORIAL, alive="none") if preset == "texture" else TUTORIAL
+    model = NeuralCA(16, rule=replace(rule, hidden=(8,)), backend="torch")
     kill(model, bias)
     config = TrainConfig.preset(preset, **{**SMALL, **options})
     return PoolTrainer(model, create_target_circle(12), config)
@@ -335,7 +338,9 @@ def test_a_repaired_run_resumes_bit_for_bit(tmp_path):
 
 def test_the_command_line_prints_the_warning_above_the_bar(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("fastnca.commands.train._draw", lambda *_: None)  # pictures take longest
+    monkeypatch.setattr(
+        "fastnca.commands.train.draw_result", lambda *_: []
+    )  # pictures take longest
     words = "10 iterations in a row"
     flags = [
         *("--preset", "tutorial", "--size", "12", "--hidden", "6", "--iterations", "20"),

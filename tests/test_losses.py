@@ -264,6 +264,8 @@ def test_a_rectangle_grows_from_its_middle():
 
 
 def test_a_seed_of_zeros():
+    with pytest.raises(ValueError, match="nothing lives in a state of zeros"):
+        make(start="zeros")
     rule = Rule(alive="none", hidden=(6,))
     model = excite(NeuralCA(8, rule=rule))
     each = make(model=model, start="zeros", reseed="before", fill_hidden=True)

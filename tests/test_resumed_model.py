@@ -46,7 +46,7 @@ main(sys.argv[1:])
 
 def train(out, *flags):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastnca.commands.train._draw", lambda *_: None)  # pictures take longest
+        patch.setattr("fastnca.commands.train.draw_result", lambda *_: [])  # pictures take longest
         return main(["train", *QUICK, *flags, "--out", str(out)])
 
 

@@ -157,14 +157,14 @@ def test_the_loss_is_the_same_everywhere():
     assert loss.capturable is True
     target = loss.prepare(create_texture("zebra", 32, dtype=torch.float64))
     value = loss([as_state(create_texture("pebbles", 32, dtype=torch.float64))], target)
-    assert value.item() == pytest.approx(0.6466166129489731, rel=1e-6)
+    assert value.item() == pytest.approx(0.6449166258924032, rel=1e-6)
 
 
 def test_the_sorted_values_are_those_of_the_definition():
     """The first bank of the first level, written out with a loop."""
     loss = TextureLoss(levels=1, features=4)
     picture = create_texture("zebra", (4, 5), dtype=torch.float64)
-    filters = loss._weights[0][0]
+    filters = loss._weights[0][0].double()
     rows = loss.prepare(picture)[0, 0]
     for row, each in zip(rows, filters, strict=True):
         values = []

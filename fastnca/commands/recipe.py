@@ -25,9 +25,9 @@ def add_recipe(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> 
     group.add_argument(
         "--preset",
         choices=list(PRESETS),
-        default=DEFAULT_PRESET,
         help=f"{DEFAULT_PRESET}: grows and heals, in minutes on two CPU cores; tutorial: the "
-        "tutorial's; growing, persistent, regenerating: the experiments of Distill's article",
+        "tutorial's; growing, persistent, regenerating: the experiments of Distill's article; "
+        f"texture: with the texture loss ({DEFAULT_PRESET}; texture for --rule texture)",
     )
     phrases = option_phrases()
     for option in fields(TrainConfig):

@@ -2,42 +2,42 @@
 
 import csv
 import io
-import math
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastnca import __version__
 from fastnca.commands.config_file import read_options
-from fastnca.commands.show import MASK_SEED
+from fastnca.commands.result import loss_label
+from fastnca.commands.sections import (
+    growth_section,
+    regeneration_section,
+    stability_section,
+    texture_sections,
+)
 from fastnca.commands.target import make_target
 from fastnca.distributed import shard_bounds
 from fastnca.module import NeuralCA
-from fastnca.pictures import choose_rows, encode_mosaic, plot_loss, rollout_states
-from fastnca.pictures.render import seed_of
+from fastnca.pictures import choose_rows, encode_mosaic, plot_loss
+from fastnca.pictures.render import seed_of, visible
 from fastnca.report import (
     Picture,
-    Recovery,
     Section,
-    Stability,
-    Table,
     measure_recovery,
     measure_stability,
+    measure_texture,
     write_page,
 )
-from fastnca.report.measure import EXPLODED, GROW_STEPS
+from fastnca.states import size_of
 from fastnca.storage.atomic import write_atomically
 from fastnca.storage.bundle import FileFormatError, read_field, read_size
 from fastnca.storage.checkpoints import MANIFEST, newest_intact
 from fastnca.storage.tensors import read_rows
 from fastnca.storage.training_state import shard_name
 
-_GROWTH = (0, 10, 20, 30, 40, 60, 80, 100)
-_WIDTH = 120  # pixels of a state's longer side in a row
 _MAX_COUNT = 2**53
 _NEEDED = {
     "target": str,
@@ -56,20 +56,28 @@ def report(arguments: Namespace) -> int:
     if not out.parent.is_dir() or out.is_dir():
         raise ValueError(f"{out}: no file can be written there")
     model = NeuralCA.load(_model_path(run), backend=arguments.backend)
-    target = make_target(options["target"], options["size"], options.get("target_padding"), "cpu")
+    texture, size = options.get("loss") == "texture", options["size"]
+    where = options.get("target_size") or size, options.get("target_padding")
+    target = make_target(options["target"], *where, "cpu", texture)
     target = target.to(next(model.parameters()).dtype)
-    seed_state = seed_of(model, options["size"])
     print(f"measuring {max(arguments.steps)} steps of {arguments.runs} rollouts ...", flush=True)
     measured = {"runs": arguments.runs, "update_rate": options["update_rate"]}
-    stability = measure_stability(model, seed_state, target, arguments.steps, **measured)
-    recovery = measure_recovery(model, seed_state, target, **measured)
-    sections = [
-        _loss_section(run),
-        _growth_section(model, seed_state, target),
-        _regeneration_section(recovery, arguments.runs),
-        _pool_section(run),
-        _stability_section(stability, arguments.runs),
-    ]
+    if texture:
+        seed_state = seed_of(model, size_of(target))
+        quality = measure_texture(model, seed_state, target, arguments.steps, **measured)
+        sections = texture_sections(model, seed_state, target, quality, arguments.runs)
+    else:
+        seed_state = seed_of(model, size)
+        stability = measure_stability(model, seed_state, target, arguments.steps, **measured)
+        recovery = measure_recovery(model, seed_state, target, **measured)
+        sections = [
+            growth_section(model, seed_state, target),
+            regeneration_section(model, recovery, arguments.runs),
+            stability_section(stability, arguments.runs),
+        ]
+    label = loss_label(str(options.get("loss", "rgba")))
+    *shown, last = sections
+    sections = [_loss_section(run, label), *shown, _pool_section(run, model), last]
     page = write_page(f"fastnca: {run.resolve().name}", list(_facts(model, options)), sections)
     write_atomically(out, page.encode())
     print(out)
@@ -116,7 +124,7 @@ def _facts(model: NeuralCA, options: dict[str, Any]) -> Iterator[tuple[str, str]
     yield "written by", f"fastnca {__version__}, torch {torch.__version__}"
 
 
-def _loss_section(run: Path) -> Section:
+def _loss_section(run: Path, label: str) -> Section:
     path = run / "metrics.csv"
     if not path.is_file():
         return Section("Loss", "The run has no metrics.csv.")
@@ -129,7 +137,7 @@ def _loss_section(run: Path) -> Section:
     if not losses:
         return Section("Loss", "No iteration is done.")
     skipped = sum(row.get("skipped") == "1" for row in rows)
-    figure = plot_loss(losses, title="")
+    figure = plot_loss(losses, title="", label=label)
     figure.set_size_inches(6.4, 4.0)  # letters can be read on a small screen
     drawing = io.BytesIO()
     figure.savefig(drawing, format="png", dpi=140)
@@ -137,65 +145,7 @@ def _loss_section(run: Path) -> Section:
     return Section("Loss", text, [Picture(drawing.getvalue(), "loss of every iteration", True)])
 
 
-def _growth_section(model: NeuralCA, seed_state: Tensor, target: Tensor) -> Section:
-    states = list(rollout_states(model, seed_state, _GROWTH[-1], mask_seed=MASK_SEED))
-    shown = torch.cat([states[step] for step in _GROWTH])
-    steps = ", ".join(map(str, _GROWTH))
-    return Section(
-        "Growth",
-        "",
-        [
-            Picture(_strip(shown), f"from the seed, after {steps} steps"),
-            Picture(_strip(target), "the target"),
-        ],
-    )
-
-
-def _regeneration_section(recovery: Sequence[Recovery], runs: int) -> Section:
-    *some, last = recovery[0].moments
-    return Section(
-        "Regeneration",
-        f"A state grown for {GROW_STEPS} steps, the same right after the damage, and "
-        f"{', '.join(map(str, some))} and {last} steps later. The losses are medians of {runs} "
-        "rollouts.",
-        [
-            Table(
-                ("damage", "loss before", "right after", f"{last} steps later"),
-                [
-                    (each.name, *map(_number, (each.before, each.after, each.recovered)))
-                    for each in recovery
-                ],
-            ),
-            *(Picture(_strip(each.states), each.name) for each in recovery),
-        ],
-    )
-
-
-def _stability_section(stability: Sequence[Stability], runs: int) -> Section:
-    return Section(
-        "Stability",
-        f"{runs} rollouts from the seed with random updates. A rollout has exploded when a value "
-        f"is not finite or beyond ±{EXPLODED:g}; it is dead when it has not and no cell lives. "
-        "Living cells are those of the rollouts that have not exploded, relative to the target's.",
-        [
-            Table(
-                ("steps", "median loss", "living cells", "dead", "exploded"),
-                [
-                    (
-                        f"{each.steps:,}",
-                        _number(each.loss),
-                        "none left" if math.isnan(each.alive) else f"{each.alive:.2f} x",
-                        f"{each.dead:.0%}",
-                        f"{each.exploded:.0%}",
-                    )
-                    for each in stability
-                ],
-            )
-        ],
-    )
-
-
-def _pool_section(run: Path) -> Section:
+def _pool_section(run: Path, model: NeuralCA) -> Section:
     """Show states of the pool in the newest intact checkpoint."""
     try:
         path, header, _ = newest_intact(run)
@@ -221,15 +171,5 @@ def _pool_section(run: Path) -> Section:
         read_rows(file, "pool", row - shard_bounds(total, rank, processes)[0], state)
         shown.append(state.clone())
     text = f"{len(shown)} of {total:,} states after {iteration:,} iterations."
-    picture = Picture(encode_mosaic(torch.cat(shown).float()), "states of the pool")
+    picture = Picture(encode_mosaic(visible(model, torch.cat(shown).float())), "states of the pool")
     return Section("Pool", text, [picture])
-
-
-def _strip(states: Tensor) -> bytes:
-    """Show states in one row, each about as large as the next one on the page."""
-    scale = max(1, _WIDTH // max(states.shape[2:]))
-    return encode_mosaic(states, columns=len(states), scale=scale)
-
-
-def _number(value: float) -> str:
-    return f"{value:#.3g}" if math.isfinite(value) else "not finite"

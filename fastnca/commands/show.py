@@ -20,8 +20,8 @@ from fastnca.pictures import (
     visualize_growth,
     visualize_regeneration,
 )
-from fastnca.pictures.render import Pixels, seed_of
-from fastnca.states import Size, disc, height_and_width, middle_square, rectangle
+from fastnca.pictures.render import Pixels, inputs_of, seed_of, visible
+from fastnca.states import Size, clear_cells, disc, height_and_width, middle_square, rectangle
 from fastnca.storage.atomic import write_atomically
 from fastnca.storage.bundle import read_size
 
@@ -89,10 +89,12 @@ def life(arguments: Namespace) -> int:
     return 0
 
 
-def growth_gif(model: NeuralCA, size: Size, steps: int, mask_seed: int | None) -> bytes:
+def growth_gif(
+    model: NeuralCA, size: Size, steps: int, mask_seed: int | None, scale: int = 4
+) -> bytes:
     """Encode a model's growth from its seed."""
     states = rollout_states(model, seed_of(model, size), steps, mask_seed=mask_seed)
-    return encode_gif(_frames(states))
+    return encode_gif(_frames(model, states), scale=scale)
 
 
 def regeneration_gif(
@@ -104,21 +106,21 @@ def regeneration_gif(
         for state in rollout_states(model, seed_of(model, size), steps[0], mask_seed=mask_seed):
             last = state
             yield state
-        damaged = last.masked_fill(damage.to(last.device), 0.0)
+        damaged = clear_cells(last, damage, inputs_of(model))
         yield from rollout_states(model, damaged, steps[1], mask_seed=mask_seed)
 
-    return encode_gif(_frames(states()))
+    return encode_gif(_frames(model, states()))
 
 
-def _frames(states: Iterator[Tensor]) -> Iterator[Pixels]:
+def _frames(model: NeuralCA, states: Iterator[Tensor]) -> Iterator[Pixels]:
     """Yield every fourth state, and the last one, as pixels."""
     step = -1
     for step, state in enumerate(states):
         last = state
         if step % GIF_EVERY == 0:
-            yield to_pixels(state)
+            yield to_pixels(visible(model, state))
     if step % GIF_EVERY:
-        yield to_pixels(last)
+        yield to_pixels(visible(model, last))
 
 
 def trained_size(model: NeuralCA) -> tuple[int, int]:

@@ -7,7 +7,6 @@ import time
 from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,30 +14,28 @@ from fastnca import __version__
 from fastnca.backends import BackendError
 from fastnca.backends.choose import choose_backend
 from fastnca.commands.config_file import write_config
-from fastnca.commands.output import save_figure
 from fastnca.commands.recipe import unreached
+from fastnca.commands.result import describe_quality, draw_result, facts, save_result
 from fastnca.commands.rule import chosen_rule, rule_options
-from fastnca.commands.show import GROW_STEPS, MASK_SEED, regeneration_gif
-from fastnca.commands.summary import describe_quality
 from fastnca.commands.target import make_target
 from fastnca.commands.watch import (
     PoolPictures,
     TensorBoard,
-    draw_pool,
     find_writer,
     remove_old_mosaics,
     warnings_above_the_bar,
 )
 from fastnca.distributed import open_address
 from fastnca.module import NeuralCA
-from fastnca.pictures import plot_loss, visualize_growth, visualize_regeneration
 from fastnca.rule import Rule
-from fastnca.states import height_and_width, middle_square, rectangle, size_of
+from fastnca.states import make_seed_state
 from fastnca.storage.atomic import write_atomically
 from fastnca.storage.checkpoints import list_checkpoints
 from fastnca.storage.model import describe_model
 from fastnca.storage.runs import Resumed
+from fastnca.textures import TEXTURES
 from fastnca.training import (
+    DEFAULT_PRESET,
     CollapsedError,
     DivergedError,
     EmaTracker,
@@ -49,11 +46,13 @@ from fastnca.training import (
     RunDirectory,
     TrainConfig,
 )
-from fastnca.training.ema import DAMAGE_STEPS, GROWTH_STEPS, HEALING_STEPS
+from fastnca.training.ema import GROWTH_STEPS
 
 DIVERGED = 3
 OUT_OF_MEMORY = 4
 COLLAPSED = 5
+GROWING_DEFAULTS = {"target": "circle", "size": 64, "preset": DEFAULT_PRESET}
+TEXTURE_DEFAULTS = {"target": TEXTURES[0], "size": 64, "target_size": 96, "preset": "texture"}
 _OWN_FILES = ("config.json", "metrics.csv")
 
 
@@ -64,11 +63,12 @@ def train(arguments: Namespace) -> int:
     `--resume` continues from lie beside it.
     """
     writer = find_writer() if arguments.tensorboard else None
+    choose_family(arguments)
     processes = Processes.init(torch.device(arguments.device), arguments.timeout)
     config = _config(arguments)
-    target = make_target(
-        arguments.target, arguments.size, arguments.target_padding, arguments.device
-    )
+    texture = config.loss == "texture"
+    where = arguments.target_padding, arguments.device
+    target = make_target(arguments.target, arguments.target_size or arguments.size, *where, texture)
     out: Path = arguments.out or Path("runs") / Path(arguments.target).stem
     model = _model(arguments, config)
     with processes.all_or_none():
@@ -77,12 +77,24 @@ def train(arguments: Namespace) -> int:
     run = RunDirectory(out, processes)
     with run.hold():
         best = EmaTracker()
-        trainer = PoolTrainer(model, target, config, processes, callbacks=[best])
+        seed_state = None
+        if texture:  # its grid need not have the size of its picture
+            seed_state = make_seed_state(
+                next(model.parameters()).detach(),
+                model.num_channels,
+                arguments.size,
+                start=config.start,
+                fill_hidden=config.fill_hidden,
+                inputs=model.rule.inputs,
+            )
+        trainer = PoolTrainer(
+            model, target, config, processes, seed_state=seed_state, callbacks=[best]
+        )
         if arguments.mosaic_interval:
             trainer.add_callback(PoolPictures(out, arguments.mosaic_interval))
         if writer is not None:
             trainer.add_callback(TensorBoard(out, writer))
-        model.metadata = _facts(trainer, arguments)
+        model.metadata = facts(trainer, arguments)
         resumed = None
         if arguments.resume == "yes" or (arguments.resume and run.has_checkpoints()):
             resumed = run.resume(trainer)
@@ -113,7 +125,7 @@ def _fit(
     except (CollapsedError, DivergedError) as error:
         trainer.close()
         if first:
-            _save(trainer, best, arguments, out)
+            save_result(trainer, best, arguments, out)
             print(f"fastnca: {error}\nThe model is saved in {out}", file=sys.stderr)
         return DIVERGED if isinstance(error, DivergedError) else COLLAPSED
     except ForcedStop:
@@ -123,7 +135,7 @@ def _fit(
     except (KeyboardInterrupt, SystemExit):
         trainer.close()
         if first:
-            _save(trainer, best, arguments, out)
+            save_result(trainer, best, arguments, out)
             again = ["--config", str(out / "run.toml"), "--out", str(out), "--resume"]
             print(
                 f"\nstopped after {trainer.iteration} iterations; continue with: fastnca train "
@@ -149,8 +161,8 @@ def _fit(
     if not first:
         return 0
     seconds = time.perf_counter() - start
-    _save(trainer, best, arguments, out)
-    _draw(trainer, out)
+    save_result(trainer, best, arguments, out)
+    names = draw_result(trainer, out)
     print(
         f"{trainer.iteration} iterations in {seconds:.0f} s{_recent_loss(trainer)}, "
         f"{trainer.skipped} skipped"
@@ -158,10 +170,7 @@ def _fit(
     grows = math.isfinite(best.loss)
     if grows:
         print(describe_quality(trainer, best))
-    print(
-        f"model and pictures are in {out}: growth.png, growth.gif, regeneration.png, loss.png, "
-        "pool.png"
-    )
+    print(f"model and pictures are in {out}: {', '.join(names)}")
     if grows:
         return 0
     print(
@@ -171,6 +180,20 @@ def _fit(
         file=sys.stderr,
     )
     return DIVERGED
+
+
+def choose_family(arguments: Namespace) -> None:
+    """Fill in what the user left open: a texture's recipe, or that of a pattern that grows."""
+    named = arguments.rule, arguments.preset, arguments.loss
+    texture = "texture" in named or (named == (None,) * 3 and arguments.target in TEXTURES)
+    if texture and all(getattr(arguments, each.name) is None for each in fields(Rule)):
+        arguments.rule = arguments.rule or "texture"
+    defaults = TEXTURE_DEFAULTS if texture else GROWING_DEFAULTS
+    for name, value in defaults.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    if arguments.target_size is not None and not texture:
+        raise ValueError("--target-size is for textures; a pattern has the size of its grid")
 
 
 def _config(arguments: Namespace) -> TrainConfig:
@@ -216,7 +239,7 @@ def _model(arguments: Namespace, config: TrainConfig) -> NeuralCA:
 def _announce(
     trainer: PoolTrainer, arguments: Namespace, out: Path, resumed: Resumed | None
 ) -> None:
-    model, (height, width) = trainer.model, trainer.target.shape[2:]
+    model, (height, width) = trainer.model, trainer.seed_state.shape[2:]
     backend = choose_backend(model, model.backend, model.precision, trainer.seed_state)
     print(
         f"fastnca {__version__}: {arguments.target} on {height}x{width} cells, "
@@ -257,40 +280,3 @@ def _last(out: Path) -> str:
     """Name the newest checkpoint."""
     checkpoints = list_checkpoints(out)
     return str(checkpoints[0]) if checkpoints else "none: the run was not saved yet"
-
-
-def _facts(trainer: PoolTrainer, arguments: Namespace) -> dict[str, Any]:
-    """Return what is saved with a model, beside its weights."""
-    return {
-        "size": size_of(trainer.target),
-        "fill_hidden": trainer.config.fill_hidden,
-        "target": arguments.target,
-        "preset": arguments.preset,
-    }
-
-
-def _save(trainer: PoolTrainer, best: EmaTracker, arguments: Namespace, out: Path) -> None:
-    """Write the model with the best weights; with the last ones if no others grow."""
-    if math.isinf(best.loss):
-        best.evaluate(trainer)
-    iteration = trainer.iteration
-    if math.isfinite(best.loss):
-        trainer.model.load_state_dict(best.weights)
-        iteration = best.iteration
-    trainer.model.metadata = {**_facts(trainer, arguments), "iterations": iteration}
-    trainer.model.save(out)
-
-
-def _draw(trainer: PoolTrainer, out: Path) -> None:
-    """Draw loss, growth and regeneration."""
-    model, size = trainer.model, size_of(trainer.target)
-    save_figure(plot_loss(trainer.losses), out / "loss.png")
-    figure = visualize_growth(model, size, GROW_STEPS, mask_seed=MASK_SEED)
-    save_figure(figure, out / "growth.png")
-    steps = DAMAGE_STEPS, HEALING_STEPS
-    damage = rectangle(*height_and_width(size), middle_square(size))
-    figure = visualize_regeneration(model, size, *steps, damage=damage, mask_seed=MASK_SEED)
-    save_figure(figure, out / "regeneration.png")
-    write_atomically(out / "pool.png", draw_pool(trainer))
-    animation = regeneration_gif(model, size, steps, damage, MASK_SEED)
-    write_atomically(out / "growth.gif", animation)

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fastnca.pictures.mosaic import choose_rows, encode_mosaic
+from fastnca.pictures.render import visible
 from fastnca.storage.atomic import write_atomically
 from fastnca.training import Callback, PoolTrainer, StepResult
 
@@ -93,7 +94,7 @@ def remove_old_mosaics(out: Path) -> None:
 def draw_pool(trainer: PoolTrainer) -> bytes:
     """Draw up to 64 evenly spaced states of the pool as PNG."""
     rows = choose_rows(len(trainer.pool))
-    return encode_mosaic(trainer.pool.gather(rows))
+    return encode_mosaic(visible(trainer.model, trainer.pool.gather(rows)))
 
 
 def find_writer() -> Callable[[str], Any]:

@@ -68,11 +68,11 @@ class TextureLoss:
         generator = torch.Generator("cpu").manual_seed(seed)
 
         def draw(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+            return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
         first = draw(levels, features, COLORS, patch, patch)
         for number, axis in enumerate(_AXES):
-            weights = torch.tensor(axis, dtype=torch.float64, device="cpu")[:, None, None]
+            weights = torch.tensor(axis, dtype=torch.float32, device="cpu")[:, None, None]
             first[:, number::4] = first[:, number::4, :1] * weights
         first[:, : features // 2] -= first[:, : features // 2].mean(dim=(-2, -1), keepdim=True)
         second = draw(levels, features, features, 3, 3)

@@ -12,8 +12,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from fastnca.life import game_of_life_step
-from fastnca.pictures.render import rollout_states, seed_of, to_pixels
-from fastnca.states import Size, height_and_width, middle_square, rectangle
+from fastnca.pictures.render import inputs_of, rollout_states, seed_of, to_pixels, visible
+from fastnca.states import Size, clear_cells, height_and_width, middle_square, rectangle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ def visualize_growth(
     figure, axes = _panels(1, 6, "NCA Growth from Seed")
     states = list(rollout_states(model, seed_of(model, size), steps, mask_seed=mask_seed))
     for axis, step in zip(axes[0], moments, strict=True):
-        _show(axis, states[step], f"Step {step}")
+        _show(axis, visible(model, states[step]), f"Step {step}")
     return figure
 
 
@@ -72,14 +72,14 @@ def visualize_regeneration(
     if damage is None:
         damage = rectangle(*height_and_width(size), middle_square(size))
     *_, grown = rollout_states(model, seed_of(model, size), grow_steps, mask_seed=mask_seed)
-    damaged = grown.masked_fill(damage.to(grown.device), 0.0)
+    damaged = clear_cells(grown, damage, inputs_of(model))
     moments = _moments(regen_steps, 5)
     figure, axes = _panels(2, 5, "NCA Regeneration After Damage")
-    _show(axes[0][0], grown, "Fully Grown")
-    _show(axes[0][1], damaged, "After Damage")
+    _show(axes[0][0], visible(model, grown), "Fully Grown")
+    _show(axes[0][1], visible(model, damaged), "After Damage")
     states = list(rollout_states(model, damaged, regen_steps, mask_seed=mask_seed))
     for axis, step in zip(axes[1], moments, strict=True):
-        _show(axis, states[step], f"Regen Step {step}")
+        _show(axis, visible(model, states[step]), f"Regen Step {step}")
     return figure
 
 
@@ -88,12 +88,17 @@ test_regeneration = visualize_regeneration
 """The tutorial's name of `visualize_regeneration`, marked so that pytest does not collect it."""
 
 
-def plot_loss(losses: Sequence[float], title: str = "Training loss") -> "Figure":
+def plot_loss(
+    losses: Sequence[float],
+    title: str = "Training loss",
+    label: str = "mean squared error of RGBA",
+) -> "Figure":
     """Plot the loss of every iteration and its running median.
 
     Args:
-        losses: mean squared errors; values that are not finite leave gaps.
+        losses: of every iteration; values that are not finite leave gaps.
         title: of the figure.
+        label: what the losses are.
 
     Returns:
         A figure with a logarithmic loss axis.
@@ -116,7 +121,7 @@ def plot_loss(losses: Sequence[float], title: str = "Training loss") -> "Figure"
             )
     axis.set_yscale("log")
     axis.set_xlabel("iteration")
-    axis.set_ylabel("mean squared error of RGBA")
+    axis.set_ylabel(label)
     axis.set_title(title)
     axis.grid(alpha=0.3, which="both", linewidth=0.5)
     axis.legend(frameon=False)

@@ -9,7 +9,7 @@ import torch.nn as nn
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastnca.states import Size, create_seed, get_visible_state
+from fastnca.states import Size, get_visible_state, make_seed_state, texture_rgba
 
 Pixels = NDArray[np.uint8]
 
@@ -32,17 +32,31 @@ def to_pixels(state: Tensor) -> Pixels:
     return pixels
 
 
+def visible(model: nn.Module, states: Tensor) -> Tensor:
+    """Return `states` `[B, C, H, W]` with RGBA in their first four channels, as `to_pixels` takes.
+
+    A model whose metadata says so is a texture, whose colours are its first three channels + 0.5.
+    """
+    facts: dict[str, Any] = getattr(model, "metadata", {})
+    return texture_rgba(states) if facts.get("visible") == "texture" else states
+
+
 def seed_of(model: nn.Module, size: Size) -> Tensor:
     """Return the seed `[1, C, H, W]` that `model` was trained from, on its device."""
-    parameter = next(model.parameters())
     facts: dict[str, Any] = getattr(model, "metadata", {})
-    return create_seed(
-        size,
+    return make_seed_state(
+        next(model.parameters()).detach(),
         int(getattr(model, "num_channels", 16)),
+        size,
+        start=str(facts.get("start", "cell")),
         fill_hidden=bool(facts.get("fill_hidden", False)),
-        device=parameter.device,
-        dtype=parameter.dtype,
+        inputs=inputs_of(model),
     )
+
+
+def inputs_of(model: nn.Module) -> int:
+    """Return how many channels of a model's states, the last ones, are inputs of its rule."""
+    return int(getattr(getattr(model, "rule", None), "inputs", 0))
 
 
 def rollout_states(

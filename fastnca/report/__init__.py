@@ -1,6 +1,7 @@
 """A run as one HTML page: what it learned, measured.
 
 measure.py   stability over many steps, recovery from damage
+texture.py   textures beside their target, on a larger grid too
 page.py      the page, without scripts and without anything from elsewhere
 """
 
@@ -11,14 +12,19 @@ from fastnca.report.measure import (
     measure_stability,
 )
 from fastnca.report.page import Picture, Section, Table, write_page
+from fastnca.report.texture import LARGER, TextureQuality, measure_texture, untrained_loss
 
 __all__ = [
+    "LARGER",
     "Picture",
     "Recovery",
     "Section",
     "Stability",
     "Table",
+    "TextureQuality",
     "measure_recovery",
     "measure_stability",
+    "measure_texture",
+    "untrained_loss",
     "write_page",
 ]

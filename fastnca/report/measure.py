@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from fastnca.module import NeuralCA
-from fastnca.states import ALIVE_THRESHOLD, ALPHA, disc, get_visible_state, middle_square, rectangle
+from fastnca.states import (
+    ALIVE_THRESHOLD,
+    ALPHA,
+    clear_cells,
+    disc,
+    get_visible_state,
+    middle_square,
+    rectangle,
+)
 
 EXPLODED = 100.0
 """A state with a larger value, or with one that is not a number, counts as exploded."""
@@ -88,7 +96,7 @@ def measure_stability(
     state = seed_state.repeat(runs, 1, 1, 1)
     results, done = [], 0
     for moment in sorted(set(steps)):
-        state = _advance(model, state, done, moment - done, update_rate)
+        state = advance(model, state, done, moment - done, update_rate)
         results.append(_look(state, target, moment))
         done = moment
     return results
@@ -116,15 +124,16 @@ def measure_recovery(
     Returns:
         One entry per damage.
     """
-    grown = _advance(model, seed_state.repeat(runs, 1, 1, 1), 0, GROW_STEPS, update_rate)
+    inputs = model.rule.inputs
+    grown = advance(model, seed_state.repeat(runs, 1, 1, 1), 0, GROW_STEPS, update_rate)
     results = []
     for name, cells in _damages(*seed_state.shape[2:]):
-        state = grown.masked_fill(cells.to(grown.device), 0.0)
+        state = clear_cells(grown, cells, inputs)
         before, after = _median_loss(grown, target), _median_loss(state, target)
         states = [grown[0], state[0]]
         moments, done = (steps // 3, steps * 2 // 3, steps), 0
         for moment in moments:
-            state = _advance(model, state, GROW_STEPS + done, moment - done, update_rate)
+            state = advance(model, state, GROW_STEPS + done, moment - done, update_rate)
             states.append(state[0])
             done = moment
         recovered = _median_loss(state, target)
@@ -144,7 +153,7 @@ def _damages(height: int, width: int) -> Iterator[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def _advance(model: NeuralCA, state: Tensor, done: int, steps: int, rate: float) -> Tensor:
+def advance(model: NeuralCA, state: Tensor, done: int, steps: int, rate: float) -> Tensor:
     """Advance with the masks of training, whatever the model's mode."""
     training = model.training
     model.train()

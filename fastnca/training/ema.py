@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastnca.losses import RGBALoss
 from fastnca.module import NeuralCA
-from fastnca.states import get_visible_state, middle_square, rectangle
+from fastnca.states import clear_cells, get_visible_state, middle_square, rectangle
 from fastnca.training.callbacks import Callback, StepResult
 from fastnca.training.optimizer import copy_weights
 from fastnca.training.task import Task
@@ -90,9 +90,8 @@ def _evaluate(model: NeuralCA, task: Task, damage: bool, mask_seed: int) -> tupl
         losses.append(loss(state))
         done = steps
         if damage and steps == DAMAGE_STEPS:
-            square = rectangle(height, width, middle_square(height)).to(state.device)
-            damaged = state.clone()
-            damaged[:, : task.written].masked_fill_(square, 0.0)
+            square = rectangle(height, width, middle_square((height, width)))
+            damaged = clear_cells(state, square, task.rule.inputs)
             healing = loss(grow(damaged, HEALING_STEPS, steps))
     return sum(losses) / len(losses), healing
 

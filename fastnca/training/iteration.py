@@ -140,7 +140,8 @@ class Iteration:
         norm = self._optimizer.clip_or_normalize()
         loss = sample_losses.mean()
         diverged = ~(states.abs().amax(dim=(1, 2, 3)) <= LIMIT)
-        bad = ~(loss.isfinite() & norm.isfinite())
+        weights = torch.stack([p.isfinite().all() for p in self._model.parameters()]).all()
+        bad = ~(loss.isfinite() & norm.isfinite() & weights)
         asked = torch.full_like(loss, float(stop))
         dtype = torch.promote_types(loss.dtype, torch.float32)  # no float64: Metal has none
         dead = ~diverged & ~self._task.lives(states)

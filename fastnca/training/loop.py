@@ -46,8 +46,10 @@ def fit(trainer: "PoolTrainer", callbacks: Iterable[Any], run: RunDirectory | No
             raise
         failure = str(error).splitlines()[0] if str(error) else type(error).__name__
     finally:
-        trainer.notify("on_fit_end")
-        trainer.callbacks = before
+        try:
+            trainer.notify("on_fit_end")
+        finally:
+            trainer.callbacks = before
     if failure:  # here the tensors that the error held on to are gone
         raise MemoryLimitError(
             f"memory ran out in iteration {trainer.iteration + 1} ({failure}); training was "

@@ -44,15 +44,35 @@ _QUICK: dict[str, Any] = {
     "fill_hidden": True,
     "repairs": 3,
 }
+# Textures, with the loss of `fastnca.losses.TextureLoss`: three of them in docs/textures.md.
+_TEXTURE: dict[str, Any] = {
+    "iterations": 1100,
+    "pool_size": 64,
+    "learning_rate": 4e-3,
+    "betas": (0.75, 0.9),
+    "warm_up": 10,
+    "schedule": "linear",
+    "hold": 0.3,
+    "decay": 0.05,
+    "min_steps": 32,
+    "max_steps": 80,
+    "replacement": False,
+    "start": "zeros",
+    "loss": "texture",
+    "overflow": 1.0,
+    "gradient": "normalize",
+    "repairs": 3,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "tutorial": {},
     "quick": _QUICK,
     "growing": {**_DISTILL, "use_pool": False, "reseed": "none"},
     "persistent": _DISTILL,
     "regenerating": {**_DISTILL, "damage": 3},
+    "texture": _TEXTURE,
 }
-"""Recipes by name: the tutorial's, a short one that grows and heals, and the three experiments of
-the Distill article."""
+"""Recipes by name: the tutorial's, a short one that grows and heals, the three experiments of the
+Distill article, and one for textures."""
 
 DEFAULT_PRESET = "quick"
 """Preset of the command line."""

@@ -11,7 +11,7 @@ from fastnca.losses import Loss, RGBALoss, TextureLoss
 from fastnca.losses.weighted import prepared
 from fastnca.module import NeuralCA
 from fastnca.rule import TUTORIAL, Rule
-from fastnca.states import ALPHA
+from fastnca.states import ALPHA, make_seed_state, size_of
 from fastnca.training.config import TrainConfig
 
 _WRAPPERS = ("_orig_mod", "module")
@@ -57,11 +57,19 @@ class Task:
         self.target = _check_target(target, like, any_shape=loss is not None)
         given_seed = seed_state
         if seed_state is None:
-            height, width = self.target.shape[-2:]
-            seed_state = like.new_zeros(1, model.num_channels, height, width)
-            if config.start == "cell":
-                last = self.written if config.fill_hidden else ALPHA + 1
-                seed_state[:, ALPHA:last, height // 2, width // 2] = 1.0
+            if config.start == "zeros" and self.rule.alive != "none":
+                raise ValueError(
+                    "start='zeros' needs a rule without an alive test, Rule(alive='none'): nothing "
+                    "lives in a state of zeros"
+                )
+            seed_state = make_seed_state(
+                like,
+                model.num_channels,
+                size_of(self.target),
+                start=config.start,
+                fill_hidden=config.fill_hidden,
+                inputs=self.rule.inputs,
+            )
         self.seed_state = _check_seeds(seed_state, model.num_channels, like)
         self.goals = max(len(self.target), len(self.seed_state))
         if not {len(self.target), len(self.seed_state)} <= {1, self.goals}:

@@ -105,6 +105,7 @@ class PoolTrainer:
         self.losses: list[float] = []
         self.run_id = secrets.token_hex(8)
         self._pending: list[PendingStep] = []
+        self._results: list[StepResult] = []
         self._since = 0.0
         self.callback_error: Exception | None = None
         self.callbacks: list[Callback] = []
@@ -141,17 +142,8 @@ class PoolTrainer:
 
     def collect(self) -> list[StepResult]:
         """Wait for the iterations that were started since the last call, and return them."""
-        pending, self._pending = self._pending, []
-        if not pending:
-            return []
-        values = torch.stack([each.numbers for each in pending]).tolist()
-        seconds = (time.perf_counter() - self._since) / len(pending)
-        self._since = time.perf_counter()
-        states = self.config.batch_size * self.processes.world_size
-        results = [
-            self._record(each.finish(value, seconds, states))
-            for each, value in zip(pending, values, strict=True)
-        ]
+        self._wait()
+        results, self._results = self._results, []
         for result in results:
             self.notify("on_step_end", result)
         return results
@@ -204,6 +196,7 @@ class PoolTrainer:
 
     def state_dict(self) -> State:
         """Return everything that the run's future depends on, in this process, without copies."""
+        self._wait()
         callbacks = {each.name: each.state_dict() for each in self.callbacks if each.name}
         if self.config.repairs:
             callbacks["recovery"] = self.recovery.state_dict()
@@ -242,7 +235,7 @@ class PoolTrainer:
             self.sampler.load_state(state["generators"])
         else:
             self.sampler.reseed(self.iteration)
-        self._pending = []
+        self._pending, self._results = [], []
         self.recovery.restart(self.iteration, self.skipped_in_a_row)
         if self.config.repairs and "recovery" in state["callbacks"]:
             self.recovery.load_state_dict(state["callbacks"]["recovery"])
@@ -287,14 +280,20 @@ class PoolTrainer:
                 self.callback_error = error
                 raise
 
-    def _record(self, result: StepResult) -> StepResult:
-        """Count one iteration."""
-        self.losses.append(result.loss)
-        if result.skipped:
-            self.skipped += 1
-            self.skipped_in_a_row += 1
-        else:
-            self.skipped_in_a_row = 0
-            self.reseeded += result.exploded
-        self.recovery.examine(result)
-        return result
+    def _wait(self) -> None:
+        """Wait for the iterations that were started, and count them."""
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        values = torch.stack([each.numbers for each in pending]).tolist()
+        seconds = (time.perf_counter() - self._since) / len(pending)
+        self._since = time.perf_counter()
+        states = self.config.batch_size * self.processes.world_size
+        for each, value in zip(pending, values, strict=True):
+            result = each.finish(value, seconds, states)
+            self.losses.append(result.loss)
+            self.skipped += result.skipped
+            self.skipped_in_a_row = (self.skipped_in_a_row + 1) * result.skipped
+            self.reseeded += 0 if result.skipped else result.exploded
+            self.recovery.examine(result)
+            self._results.append(result)
