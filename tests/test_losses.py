@@ -120,7 +120,7 @@ def test_what_is_no_loss_or_no_seed_is_refused():
         ({"seed_state": torch.full((1, 8, 8, 8), math.nan)}, ValueError, "NaN or infinite"),
         ({"seed_state": [1]}, TypeError, "must be a torch.Tensor, got list"),
         (
-            {"seed_state": torch.zeros(2, 8, 8, 8), "target": torch.zeros(3, 4, 8, 8)},
+            {"seed_state": torch.ones(2, 8, 8, 8), "target": torch.zeros(3, 4, 8, 8)},
             ValueError,
             "2 seeds and 3 targets",
         ),
@@ -264,7 +264,7 @@ def test_a_rectangle_grows_from_its_middle():
 
 
 def test_a_seed_of_zeros():
-    with pytest.raises(ValueError, match="nothing lives in a state of zeros"):
+    with pytest.raises(ValueError, match="nothing lives in the seed"):
         make(start="zeros")
     rule = Rule(alive="none", hidden=(6,))
     model = excite(NeuralCA(8, rule=rule))

@@ -11,7 +11,8 @@ from fastnca.commands.parser import _build_parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+TRAINING = (ROOT / "docs" / "training.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README + TRAINING, re.DOTALL)
 
 
 def test_it_opens_with_the_two_commands():
@@ -20,7 +21,7 @@ def test_it_opens_with_the_two_commands():
     assert test == ('python -m pip install -e ".[test]" && python -m pytest -n 2 --dist loadfile')
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[block.splitlines()[0] for block in BLOCKS])
+@pytest.mark.parametrize("block", BLOCKS, ids=[str(number) for number in range(len(BLOCKS))])
 def test_its_python_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

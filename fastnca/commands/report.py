@@ -11,7 +11,7 @@ import torch
 
 from fastnca import __version__
 from fastnca.commands.config_file import read_options
-from fastnca.commands.result import loss_label
+from fastnca.commands.result import loss_label, texture_grids
 from fastnca.commands.sections import (
     growth_section,
     regeneration_section,
@@ -31,7 +31,6 @@ from fastnca.report import (
     measure_texture,
     write_page,
 )
-from fastnca.states import size_of
 from fastnca.storage.atomic import write_atomically
 from fastnca.storage.bundle import FileFormatError, read_field, read_size
 from fastnca.storage.checkpoints import MANIFEST, newest_intact
@@ -63,9 +62,9 @@ def report(arguments: Namespace) -> int:
     print(f"measuring {max(arguments.steps)} steps of {arguments.runs} rollouts ...", flush=True)
     measured = {"runs": arguments.runs, "update_rate": options["update_rate"]}
     if texture:
-        seed_state = seed_of(model, size_of(target))
-        quality = measure_texture(model, seed_state, target, arguments.steps, **measured)
-        sections = texture_sections(model, seed_state, target, quality, arguments.runs)
+        seeds = texture_grids(model, target)
+        quality = measure_texture(model, seeds, target, arguments.steps, **measured)
+        sections = texture_sections(model, seed_of(model, size), target, quality, arguments.runs)
     else:
         seed_state = seed_of(model, size)
         stability = measure_stability(model, seed_state, target, arguments.steps, **measured)

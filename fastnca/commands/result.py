@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastnca.commands.output import save_figure
 from fastnca.commands.show import GROW_STEPS, MASK_SEED, growth_gif, regeneration_gif
 from fastnca.commands.watch import draw_pool
+from fastnca.module import NeuralCA
 from fastnca.pictures import encode_mosaic, plot_loss, visualize_growth, visualize_regeneration
 from fastnca.pictures.render import seed_of, visible
-from fastnca.report import LARGER, measure_stability, measure_texture, untrained_loss
+from fastnca.report import measure_stability, measure_texture, untrained_loss
 from fastnca.states import height_and_width, middle_square, rectangle, size_of
 from fastnca.storage.atomic import write_atomically
 from fastnca.training import EmaTracker, PoolTrainer, growth_loss, healing_loss
@@ -21,6 +23,9 @@ from fastnca.training.ema import DAMAGE_STEPS, GROWTH_STEPS, HEALING_STEPS
 _SEEDS = 8  # rollouts, each with masks of its own
 _MASK_SEED = 1000  # not the masks that the best weights were chosen with
 _TEXTURE_STEPS = 160  # of a texture's animation: it covers its grid sooner than a pattern grows
+LARGER = 2
+"""How many times as high and wide as its target a texture is drawn."""
+
 TILES = 3
 """How often a texture is repeated in each direction to show that it tiles."""
 
@@ -78,17 +83,28 @@ def loss_label(loss: str) -> str:
     return "texture loss" if loss == "texture" else "mean squared error of RGBA"
 
 
+def texture_grids(model: NeuralCA, target: Tensor) -> list[Tensor]:
+    """Return seeds `[1, C, H, W]` of the grids that a texture is measured on.
+
+    One is half as high and wide as its target, one is as large.
+    """
+    height, width = target.shape[-2:]
+    return [seed_of(model, (max(1, height // part), max(1, width // part))) for part in (2, 1)]
+
+
 def _texture_pictures(trainer: PoolTrainer) -> dict[str, bytes]:
     """Draw a texture beside its target, on a larger grid, and as tiles."""
     model, target = trainer.model, trainer.target
-    seed_state = seed_of(model, size_of(target))
-    (grown,) = measure_texture(model, seed_state, target, (GROW_STEPS,), runs=1)
-    sample, larger = (visible(model, states) for states in grown.states)
-    tiles = sample.repeat(1, 1, TILES, TILES)
+    height, width = target.shape[-2:]
+    sizes = (height, width), (LARGER * height, LARGER * width), trainer.seed_state.shape[-2:]
+    seeds = [seed_of(model, (size[0], size[1])) for size in sizes]
+    (grown,) = measure_texture(model, seeds, target, (GROW_STEPS,), runs=1)
+    sample, larger, tile = (visible(model, state) for state in grown.states)
+    beside = torch.cat([target, sample])
     return {
-        "sample.png": encode_mosaic(torch.stack([target[0], sample[0]]), columns=2, scale=4),
-        "larger.png": encode_mosaic(larger, scale=3),
-        "tiles.png": encode_mosaic(tiles, scale=2),
+        "sample.png": encode_mosaic(beside, columns=2, scale=2),
+        "larger.png": encode_mosaic(larger, scale=2),
+        "tiles.png": encode_mosaic(tile.repeat(1, 1, TILES, TILES), scale=3),
     }
 
 
@@ -118,19 +134,15 @@ def describe_quality(trainer: PoolTrainer, best: EmaTracker) -> str:
 
 
 def _describe_texture(trainer: PoolTrainer) -> str:
-    model, steps = trainer.model.train(), GROWTH_STEPS[-1]
-    target, rate = trainer.target, trainer.config.update_rate
-    seed_state = seed_of(model, size_of(target))
-    (end,) = measure_texture(model, seed_state, target, (steps,), update_rate=rate)
-    height, width = target.shape[-2:]
-    return (
+    model, target = trainer.model.train(), trainer.target
+    steps, rate = GROWTH_STEPS[-1], trainer.config.update_rate
+    seeds = texture_grids(model, target)
+    (end,) = measure_texture(model, seeds, target, (steps,), update_rate=rate)
+    lines = [
         f"  texture loss after {steps} steps (an untrained model has "
-        f"{untrained_loss(seed_state, target):.3f}):\n"
-        f"    {_shown(end.loss)} on {height}x{width} cells\n"
-        f"    {_shown(end.larger)} on {LARGER * height}x{LARGER * width} cells\n"
-        f"  values of its states are within {end.largest:.4g} of 0"
-    )
-
-
-def _shown(loss: float) -> str:
-    return "not finite: states exploded" if math.isnan(loss) else f"{loss:.4f}"
+        f"{untrained_loss(seeds[0], target):.3f}):"
+    ]
+    for seed, loss in zip(seeds, end.losses, strict=True):
+        shown = "not finite: states exploded" if math.isnan(loss) else f"{loss:.4f}"
+        lines.append(f"    {shown} on {seed.shape[2]}x{seed.shape[3]} cells")
+    return "\n".join([*lines, f"  values of its states are within {end.largest:.4g} of 0"])

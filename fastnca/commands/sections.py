@@ -12,7 +12,6 @@ from fastnca.module import NeuralCA
 from fastnca.pictures import encode_mosaic, rollout_states
 from fastnca.pictures.render import visible
 from fastnca.report import (
-    LARGER,
     Picture,
     Recovery,
     Section,
@@ -101,30 +100,28 @@ def texture_sections(
 
     Args:
         model: the model.
-        seed_state: `[1, C, H, W]`.
+        seed_state: `[1, C, H, W]`, of the grid it was trained on.
         target: `[1, 4, H, W]`.
-        quality: what `measure_texture` returned.
+        quality: what `measure_texture` returned for `texture_grids`.
         runs: rollouts that were measured.
     """
     first, last = quality[0], quality[-1]
-    sample, larger = (visible(model, states[:1]) for states in first.states)
-    tiles = sample.repeat(1, 1, TILES, TILES)
     states = list(rollout_states(model, seed_state, _GROWTH[-1], mask_seed=MASK_SEED))
     growing = torch.cat([states[step] for step in _GROWTH])
-    cells = rectangle(*height_and_width(size_of(target)), middle_square(size_of(target)))
+    size = size_of(seed_state)
+    cells = rectangle(*height_and_width(size), middle_square(size))
     damaged = clear_cells(states[-1], cells, model.rule.inputs)
     healing = list(rollout_states(model, damaged, _HEALING[-1], mask_seed=MASK_SEED))
     healed = torch.cat([healing[step] for step in _HEALING])
-    height, width = target.shape[-2:]
-    sizes = f"{height}x{width}", f"{LARGER * height}x{LARGER * width}"
+    tiles = visible(model, states[-1]).repeat(1, 1, TILES, TILES)
+    sizes = [f"{state.shape[2]}x{state.shape[3]}" for state in first.states]
     return [
         Section(
             "Texture",
             f"The target, and what grew in {first.steps:,} steps from cells that were all alike.",
             [
-                Picture(_side_by_side(target, sample), "target, sample"),
-                Picture(encode_mosaic(larger, scale=2), f"a sample of {sizes[1]} cells"),
-                Picture(encode_mosaic(tiles, scale=1), f"the sample as {TILES}x{TILES} tiles"),
+                Picture(_side_by_side(target, visible(model, first.states[-1])), "target, sample"),
+                Picture(encode_mosaic(tiles, scale=2), f"{TILES}x{TILES} seamless tiles"),
             ],
         ),
         Section(
@@ -148,14 +145,14 @@ def texture_sections(
                     [
                         (
                             f"{each.steps:,}",
-                            *map(_number, (each.loss, each.larger, each.largest)),
+                            *map(_number, (*each.losses, each.largest)),
                             f"{each.exploded:.0%}",
                         )
                         for each in quality
                     ],
                 ),
                 Picture(
-                    _side_by_side(target, visible(model, last.states[0][:1])),
+                    _side_by_side(target, visible(model, last.states[-1])),
                     f"target, sample after {last.steps:,} steps",
                 ),
             ],
@@ -164,7 +161,7 @@ def texture_sections(
 
 
 def _side_by_side(*pictures: Tensor) -> bytes:
-    return encode_mosaic(torch.cat([each[:, :4] for each in pictures]), columns=2, scale=3)
+    return encode_mosaic(torch.cat([each[:, :4] for each in pictures]), columns=2, scale=2)
 
 
 def _listed(steps: Sequence[int]) -> str:

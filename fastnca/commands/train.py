@@ -52,7 +52,7 @@ DIVERGED = 3
 OUT_OF_MEMORY = 4
 COLLAPSED = 5
 GROWING_DEFAULTS = {"target": "circle", "size": 64, "preset": DEFAULT_PRESET}
-TEXTURE_DEFAULTS = {"target": TEXTURES[0], "size": 64, "target_size": 96, "preset": "texture"}
+TEXTURE_DEFAULTS = {"target": TEXTURES[0], "size": 64, "target_size": 192, "preset": "texture"}
 _OWN_FILES = ("config.json", "metrics.csv")
 
 
@@ -186,7 +186,7 @@ def choose_family(arguments: Namespace) -> None:
     """Fill in what the user left open: a texture's recipe, or that of a pattern that grows."""
     named = arguments.rule, arguments.preset, arguments.loss
     texture = "texture" in named or (named == (None,) * 3 and arguments.target in TEXTURES)
-    if texture and all(getattr(arguments, each.name) is None for each in fields(Rule)):
+    if texture:
         arguments.rule = arguments.rule or "texture"
     defaults = TEXTURE_DEFAULTS if texture else GROWING_DEFAULTS
     for name, value in defaults.items():

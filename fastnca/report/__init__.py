@@ -1,7 +1,7 @@
 """A run as one HTML page: what it learned, measured.
 
 measure.py   stability over many steps, recovery from damage
-texture.py   textures beside their target, on a larger grid too
+texture.py   textures compared with their target, on several grids
 page.py      the page, without scripts and without anything from elsewhere
 """
 
@@ -12,10 +12,9 @@ from fastnca.report.measure import (
     measure_stability,
 )
 from fastnca.report.page import Picture, Section, Table, write_page
-from fastnca.report.texture import LARGER, TextureQuality, measure_texture, untrained_loss
+from fastnca.report.texture import TextureQuality, measure_texture, untrained_loss
 
 __all__ = [
-    "LARGER",
     "Picture",
     "Recovery",
     "Section",

@@ -1,4 +1,4 @@
-"""How a trained texture compares with its target, on its own grid and on a larger one."""
+"""How a trained texture compares with its target, on grids of several sizes."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,6 @@ from fastnca.losses import TextureLoss
 from fastnca.module import NeuralCA
 from fastnca.report.measure import EXPLODED, advance
 
-LARGER = 2
-"""How many times as high and wide the larger grid is."""
-
 
 @dataclass(frozen=True)
 class TextureQuality:
@@ -21,24 +18,22 @@ class TextureQuality:
 
     Attributes:
         steps: how many.
-        loss: mean texture loss of the rollouts on the grid of the target; NaN if one exploded.
-        larger: the same on a grid `LARGER` times as high and wide.
+        losses: mean texture loss of the rollouts on each grid; NaN if one exploded.
         largest: largest absolute value of a state, of all rollouts.
         exploded: share of rollouts with a value that is not finite or beyond ±`EXPLODED`.
-        states: `[2, C, H, W]` and `[1, C, LARGER * H, LARGER * W]`, samples of both grids.
+        states: `[1, C, H, W]`, a sample of each grid.
     """
 
     steps: int
-    loss: float
-    larger: float
+    losses: tuple[float, ...]
     largest: float
     exploded: float
-    states: tuple[Tensor, Tensor]
+    states: tuple[Tensor, ...]
 
 
 def measure_texture(
     model: NeuralCA,
-    seed_state: Tensor,
+    seed_states: Sequence[Tensor],
     target: Tensor,
     steps: Sequence[int],
     *,
@@ -49,8 +44,8 @@ def measure_texture(
 
     Args:
         model: the model; its mode is left alone.
-        seed_state: `[1, C, H, W]`.
-        target: `[1, 4, H, W]`.
+        seed_states: `[1, C, H, W]`, a grid each.
+        target: `[1, 4, H, W]`, of any size.
         steps: when to look.
         runs: rollouts of each grid, each with masks of its own.
         update_rate: probability that a cell updates.
@@ -60,22 +55,21 @@ def measure_texture(
     """
     loss = TextureLoss()
     with torch.no_grad():
-        wanted = loss.prepare(target)
-    states = [seed_state.repeat(runs, 1, *((scale,) * 2)) for scale in (1, LARGER)]
+        wanted = loss.prepare(target).expand(runs, -1, -1, -1)
+    states = [seed.repeat(runs, 1, 1, 1) for seed in seed_states]
     results, done = [], 0
     for moment in sorted(set(steps)):
         states = [advance(model, each, done, moment - done, update_rate) for each in states]
-        done, losses, exploded = moment, [], []
-        for each in states:
-            wild = ~(each.abs().amax(dim=(1, 2, 3)) <= EXPLODED)
-            exploded.append(wild)
-            with torch.no_grad():
-                mean = float(loss([each], wanted.expand(len(each), -1, -1, -1)).mean())
-            losses.append(math.nan if bool(wild.any()) else mean)
-        share = float(torch.cat(exploded).float().mean())
+        wild = [~(each.abs().amax(dim=(1, 2, 3)) <= EXPLODED) for each in states]
+        with torch.no_grad():
+            means = [float(loss([each], wanted).mean()) for each in states]
+        pairs = zip(means, wild, strict=True)
+        losses = tuple(math.nan if bool(each.any()) else mean for mean, each in pairs)
         largest = max(float(each.abs().max()) for each in states)
-        samples = states[0][:2], states[1][:1]
-        results.append(TextureQuality(moment, losses[0], losses[1], largest, share, samples))
+        share = float(torch.cat(wild).float().mean())
+        samples = tuple(each[:1] for each in states)
+        results.append(TextureQuality(moment, losses, largest, share, samples))
+        done = moment
     return results
 
 

@@ -57,11 +57,6 @@ class Task:
         self.target = _check_target(target, like, any_shape=loss is not None)
         given_seed = seed_state
         if seed_state is None:
-            if config.start == "zeros" and self.rule.alive != "none":
-                raise ValueError(
-                    "start='zeros' needs a rule without an alive test, Rule(alive='none'): nothing "
-                    "lives in a state of zeros"
-                )
             seed_state = make_seed_state(
                 like,
                 model.num_channels,
@@ -71,6 +66,11 @@ class Task:
                 inputs=self.rule.inputs,
             )
         self.seed_state = _check_seeds(seed_state, model.num_channels, like)
+        if self.rule.alive_before and not bool(self.lives(self.seed_state).all()):
+            raise ValueError(
+                "nothing lives in the seed, so nothing can grow from it: give a cell an alpha "
+                "above the rule's alive_threshold, or take a rule without the test, alive='none'"
+            )
         self.goals = max(len(self.target), len(self.seed_state))
         if not {len(self.target), len(self.seed_state)} <= {1, self.goals}:
             raise ValueError(
