@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fastnca import NeuralCA, create_target_circle
+from fastnca import RULES, NeuralCA, create_target_circle
 from fastnca.backends.cpp import library, reserved_threads
+from fastnca.textures import create_texture
 from fastnca.training import PoolTrainer, TrainConfig
 from tests.helpers import COMPILED
 
@@ -25,6 +26,13 @@ def make_trainer(backend, size=12):
     torch.manual_seed(0)
     config = TrainConfig.preset("quick", **SHORT)
     return PoolTrainer(NeuralCA(backend=backend), create_target_circle(size), config)
+
+
+def make_texture():
+    torch.manual_seed(0)
+    config = TrainConfig.preset("texture", **SHORT)
+    model = NeuralCA(12, rule=RULES["texture"], backend="cpp")
+    return PoolTrainer(model, create_texture("zebra", 48), config)
 
 
 def taken():
@@ -62,13 +70,15 @@ def test_threads_come_back_after_an_error(three_threads):
     assert torch.get_num_threads() == taken() == 3
 
 
-def test_training_gives_the_same_bits_for_any_number_of_threads(three_threads):
+@pytest.mark.parametrize("family", ["growing", "texture"])
+def test_training_gives_the_same_bits_for_any_number_of_threads(three_threads, family):
     found = []
-    for threads in (1, 3):
+    for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        each = make_trainer("cpp", size=64)
+        each = make_trainer("cpp", size=64) if family == "growing" else make_texture()
         losses = [each.step().loss for _ in range(3)]
         found.append((losses, [p.detach().clone() for p in each.model.parameters()]))
-    (losses, weights), (others, other_weights) = found
-    assert losses == others
-    assert all(map(torch.equal, weights, other_weights))
+    (losses, weights), *more = found
+    for others, other_weights in more:
+        assert losses == others
+        assert all(map(torch.equal, weights, other_weights))
