@@ -1,0 +1,49 @@
+"""The scripts of docs/examples: they run, print what they promise and write their pictures."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
+
+
+def run(name, folder, capsys, *arguments):
+    """Run a script and return its lines of numbers by their first word."""
+    main = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
+    main([*arguments, "--out", str(folder)])
+    rows = (re.split(r" {2,}", line.strip()) for line in capsys.readouterr().out.splitlines())
+    return {row[0]: [float(cell) for cell in row[1:]] for row in rows}
+
+
+def test_four_digits(tmp_path, capsys):
+    errors = run("four_digits", tmp_path / "new", capsys, "--iterations", "2")
+    assert errors.pop("digit") == [1, 2, 3, 4]
+    assert errors.keys() == {"64 steps", "200 steps", "1000 steps"}
+    assert all(len(row) == 4 and min(row) > 0.03 for row in errors.values())
+    with Image.open(tmp_path / "new" / "digits.png") as picture:
+        assert picture.size == (4 * (28 * 4 + 1) + 1, 4 * (28 * 4 + 1) + 1)
+
+
+def test_denoise(tmp_path, capsys):
+    errors = run("denoise", tmp_path / "new", capsys, "--iterations", "2")
+    assert errors.keys() == {"noisy", "box blur", "Neural CA"}
+    assert errors["noisy"] == pytest.approx([0.09], rel=0.02)  # the variance of the noise
+    assert errors["box blur"][0] < 0.02
+    with Image.open(tmp_path / "new" / "denoise.png") as picture:
+        assert picture.size == (8 * (32 * 2 + 1) + 1, 4 * (32 * 2 + 1) + 1)
+
+
+@pytest.mark.long
+def test_four_digits_grow_and_stay(tmp_path, capsys):
+    errors = run("four_digits", tmp_path, capsys)
+    assert max(errors["64 steps"] + errors["200 steps"]) < 0.004  # 4 % of an empty grid's
+    assert max(errors["1000 steps"]) < 0.01
+
+
+@pytest.mark.long
+def test_denoise_beats_the_blur(tmp_path, capsys):
+    errors = run("denoise", tmp_path, capsys)
+    assert errors["Neural CA"][0] < errors["box blur"][0] / 2
