@@ -17,6 +17,7 @@ from torch import Tensor
 from fastnca import NeuralCA, create_seed, create_target_circle
 from fastnca.storage.checkpoints import list_checkpoints
 from fastnca.training import PoolTrainer, TrainConfig
+from fastnca.training.optimizer import copy_weights
 
 CACHE = Path(__file__).parent / ".cache" / "circle-32"
 ITERATIONS = 300
@@ -53,7 +54,7 @@ def load_grown() -> Grown:
                 raise RuntimeError(f"seeds still die after {trainer.iteration} iterations")
             trainer.step()
         trainer.save(CACHE)
-    return Grown(trainer.copy_weights(), trainer.pool.states)
+    return Grown(copy_weights(trainer.model), trainer.pool.states)
 
 
 def alive_after_growth(model: NeuralCA) -> float:

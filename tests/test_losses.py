@@ -25,6 +25,9 @@ def make(loss=None, target=None, seed_state=None, model=None, dtype=torch.float3
     return PoolTrainer(model, target, config, loss=loss, seed_state=seed_state)
 
 
+BRIGHT = torch.ones(1, 8, 8, 8)
+
+
 def last_state(states, target):
     return (states[-1][:, :4] - target).square().mean(dim=(1, 2, 3))
 
@@ -124,6 +127,18 @@ def test_what_is_no_loss_or_no_seed_is_refused():
             ValueError,
             "2 seeds and 3 targets",
         ),
+        ({"target": torch.zeros(3, 4, 8, 8)}, ValueError, "from one seed cannot be told apart"),
+        ({"seed_state": torch.ones(1, 8, 8, 9)}, ValueError, "8x8 cells and the seed 8x9"),
+        (
+            {"target": torch.zeros(1, 4, 1, 8), "seed_state": torch.ones(1, 8, 8, 8)},
+            ValueError,
+            "1x8",
+        ),
+        (
+            {"target": torch.zeros(1, 8, 8), "outside": 0.2, "loss": last_state},
+            ValueError,
+            r"outside=0\.2 needs targets \[N, 4, H, W\], got \[1, 8, 8\]",
+        ),
         ({"loss_steps": 9}, ValueError, "loss_steps=9 states need as many steps"),
         ({"loss_steps": 0}, ValueError, "loss_steps must be at least 1"),
     ]:
@@ -202,10 +217,7 @@ def test_every_state_keeps_its_goal(options):
     assert len(set(each.losses)) == 8
 
 
-def test_one_seed_with_several_targets_and_the_reverse():
-    each = make(target=torch.rand(3, 4, 8, 8))
-    assert each.seed_state.shape == (3, 8, 8, 8)
-    advance(each, 2)
+def test_several_seeds_may_have_one_target():
     seeds = create_seed(8, 8, batch=2)
     seeds[1, 5] = 0.5
     each = make(seed_state=seeds, reseed="before")

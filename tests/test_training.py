@@ -437,7 +437,7 @@ def test_options_that_contradict_each_other():
         (torch.zeros(1, 3, 8, 8), ValueError, r"RGBA \[N, 4, height, width\]"),
         (torch.zeros(8, 8), ValueError, r"RGBA \[N, 4, height, width\]"),
         (torch.zeros(0, 4, 8, 8), ValueError, r"RGBA \[N, 4, height, width\]"),
-        (torch.zeros(257, 4, 8, 8), ValueError, "pool of 256 states has no room for 257 targets"),
+        (torch.zeros(257, 4, 8, 8), ValueError, "257 targets from one seed cannot be told apart"),
         (torch.zeros(1, 4, 8, 8).double(), TypeError, "float64 and the model torch.float32"),
         (torch.zeros(1, 4, 8, 8, device="meta"), ValueError, "on meta and the model on cpu"),
         (torch.full((4, 8, 8), float("nan")), ValueError, "NaN or infinite"),

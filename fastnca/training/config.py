@@ -224,7 +224,7 @@ class TrainConfig:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
-        """Return a published recipe, with `changes` to single options.
+        """Return a recipe, with `changes` to single options; `scaled_to` changes its length.
 
         Args:
             name: one of `PRESETS`.

@@ -68,7 +68,13 @@ def healing_loss(model: NeuralCA, task: Task, mask_seed: int = 0) -> float:
 
 
 @torch.no_grad()
-def _evaluate(model: NeuralCA, task: Task, damage: bool, mask_seed: int) -> tuple[float, float]:
+def _evaluate(
+    model: NeuralCA,
+    task: Task,
+    damage: bool,
+    mask_seed: int,
+    moments: tuple[int, ...] = GROWTH_STEPS,
+) -> tuple[float, float]:
     """Return growth loss and, with `damage`, healing loss; NaN without."""
     rollouts = math.ceil(_ROLLOUTS / task.goals)
     state, losses, done = task.seed_state.repeat(rollouts, 1, 1, 1), [], 0
@@ -85,10 +91,11 @@ def _evaluate(model: NeuralCA, task: Task, damage: bool, mask_seed: int) -> tupl
             )
         return float(task.losses([state], goals).mean())
 
-    for steps in GROWTH_STEPS:
+    for steps in sorted({*moments, DAMAGE_STEPS} if damage else moments):
         state = grow(state, steps - done, done)
-        losses.append(loss(state))
         done = steps
+        if steps in moments:
+            losses.append(loss(state))
         if damage and steps == DAMAGE_STEPS:
             square = rectangle(height, width, middle_square((height, width)))
             damaged = clear_cells(state, square, task.rule.inputs)
@@ -110,6 +117,7 @@ class EmaTracker(Callback):
         every: iterations between two evaluations.
         decay: of the average per iteration, in [0, 1]; after n iterations at most
             (1 + n) / (10 + n), so that a short run is not held back by its first weights.
+        steps: from the seed, ascending, after which a state is compared with its target.
 
     Attributes:
         ema_model: the averaged model.
@@ -120,8 +128,11 @@ class EmaTracker(Callback):
 
     name = "best-weights"
 
-    def __init__(self, every: int = 100, decay: float = 0.98) -> None:
+    def __init__(
+        self, every: int = 100, decay: float = 0.98, steps: tuple[int, ...] = GROWTH_STEPS
+    ) -> None:
         self._every = every
+        self._steps = steps
         self._least = 1 - decay
         self._total = 0
         self.loss, self.iteration, self._due = math.inf, 0, 0
@@ -165,7 +176,7 @@ class EmaTracker(Callback):
                 that a run with its number of iterations does not have; 0 is never forgotten.
         """
         damage = trainer.config.damage > 0
-        loss, healing = _evaluate(self.ema_model, trainer.task, damage, 0)
+        loss, healing = _evaluate(self.ema_model, trainer.task, damage, 0, self._steps)
         if damage:
             loss = (loss + healing) / 2
         if loss < self.loss:

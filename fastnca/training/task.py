@@ -77,6 +77,11 @@ class Task:
                 f"there are {len(self.seed_state)} seeds and {len(self.target)} targets; give as "
                 "many of both, or one"
             )
+        if len(self.seed_state) < len(self.target):
+            raise ValueError(
+                f"{len(self.target)} targets from one seed cannot be told apart; give a seed_state "
+                "[N, C, H, W] for each, for instance with a class in the inputs of a rule"
+            )
         if config.use_pool and self.goals > config.pool_size:
             raise ValueError(
                 f"a pool of {config.pool_size} states has no room for {self.goals} targets; raise "
@@ -87,8 +92,24 @@ class Task:
             raise TypeError(f"loss must be callable, got {type(loss).__name__}")
         chosen = TextureLoss() if config.loss == "texture" else RGBALoss(config.clamp_loss)
         self.loss: Loss = loss or chosen
+        self._check_pictures(config)
         self._prepared = prepared(self.loss, self.target)
         self.custom_loss, self.custom_seed = loss, given_seed
+
+    def _check_pictures(self, config: TrainConfig) -> None:
+        """Check targets that are compared with states cell by cell."""
+        picture = self.target.dim() == 4 and self.target.shape[1] == 4
+        if config.outside and not picture:
+            raise ValueError(
+                f"outside={config.outside} needs targets [N, 4, H, W], got "
+                f"{list(self.target.shape)}; set outside=0"
+            )
+        cells = self.target.shape[-2:], self.seed_state.shape[-2:]
+        if (config.outside or isinstance(self.loss, RGBALoss)) and cells[0] != cells[1]:
+            raise ValueError(
+                f"the target has {cells[0][0]}x{cells[0][1]} cells and the seed "
+                f"{cells[1][0]}x{cells[1][1]}; give both the same size"
+            )
 
     @property
     def capturable(self) -> bool:
