@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fastnca import NeuralCA, test_regeneration, visualize_growth, visualize_regeneration
+from fastnca import NeuralCA, Rule, test_regeneration, visualize_growth, visualize_regeneration
 from fastnca.pictures import encode_gif, plot_life, plot_loss, rollout_states, to_pixels
 from fastnca.pictures.render import seed_of
+from fastnca.states import clear_cells
 from tests import tutorial
 from tests.helpers import excite
 
@@ -154,3 +155,27 @@ def test_gif_frames_are_the_states():
             assert gif.info["duration"] == (1080 if number == 3 else 80)
     with pytest.raises(ValueError, match="at least one frame"):
         encode_gif([])
+
+
+def test_pictures_update_cells_at_the_rate_of_training():
+    model = excite(NeuralCA(8, 8))
+    half = list(rollout_states(model, seed_of(model, 9), 6, mask_seed=1))[-1]
+    every = list(rollout_states(model, seed_of(model, 9), 6))[-1]
+    model.metadata = {"update_rate": 1.0}
+    assert torch.equal(list(rollout_states(model, seed_of(model, 9), 6, mask_seed=1))[-1], every)
+    assert not torch.equal(half, every)
+
+
+def test_damage_leaves_the_inputs_of_a_rule():
+    states = torch.ones(2, 5, 4, 4)
+    cells = torch.zeros(4, 4, dtype=torch.bool)
+    cells[1, 2] = True
+    damaged = clear_cells(states, cells, inputs=2)
+    assert damaged[:, :, 1, 2].tolist() == [[0, 0, 0, 1, 1]] * 2
+    assert damaged.sum() == states.sum() - 6
+    assert states.min() == 1  # a copy
+    model = excite(NeuralCA(8, rule=Rule(inputs=2, hidden=(8,))))
+    seed = seed_of(model, 5)
+    assert not seed[:, -2:].any()
+    model.metadata = {"fill_hidden": True}
+    assert seed_of(model, 5)[0, :, 2, 2].tolist() == [0] * 3 + [1] * 3 + [0] * 2

@@ -40,6 +40,7 @@ def facts(trainer: PoolTrainer, arguments: Namespace) -> dict[str, Any]:
         "preset": arguments.preset,
     }
     known |= {} if config.start == "cell" else {"start": config.start}
+    known |= {} if config.update_rate == 0.5 else {"update_rate": config.update_rate}
     return known | ({"visible": "texture"} if config.loss == "texture" else {})
 
 

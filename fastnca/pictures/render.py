@@ -92,12 +92,17 @@ def rollout_states(
 
 @torch.no_grad()
 def _step(model: nn.Module, state: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Advance by one step; in training mode with random numbers of `generator`'s own."""
+    """Advance by one step; in training mode with random numbers of `generator`'s own.
+
+    Cells update at the rate that the model was trained with, if its metadata says one.
+    """
+    facts: dict[str, Any] = getattr(model, "metadata", {})
+    rate = [float(facts["update_rate"])] if "update_rate" in facts else []
     if generator is None:
         result: Tensor = model(state)
         return result
     devices = [state.device] if state.is_cuda else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(int(torch.randint(0, 2**62, (), generator=generator)))
-        result = model(state)
+        result = model(state, *rate)
     return result

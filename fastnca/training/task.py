@@ -26,12 +26,12 @@ class Task:
         target: `[N, 4, H, W]` or `[4, H, W]`; with a loss of the caller's, any `[N, ...]`.
         config: the options.
         loss: as in `fastnca.losses`; what `config` says if None.
-        seed_state: `[N, C, H, W]` or `[1, C, H, W]`; what `config` says if None.
+        seed_state: `[N, C, H, W]`; what `config` says, one seed, if None.
 
     Attributes:
-        target: `[N, ...]`.
+        target: `[N, ...]`, or `[1, ...]` if all goals have one target.
         seed_state: `[N, C, H, W]`.
-        goals: how many there are, N.
+        goals: how many there are, N, that is, how many seeds.
         loss: what is trained on.
         update_rate: probability that a cell updates.
         custom_loss, custom_seed: those of the caller; None where there are none.
@@ -66,35 +66,43 @@ class Task:
                 inputs=self.rule.inputs,
             )
         self.seed_state = _check_seeds(seed_state, model.num_channels, like)
+        self.goals = len(self.seed_state)
+        self._check_goals(config)
+        if loss is not None and not callable(loss):
+            raise TypeError(f"loss must be callable, got {type(loss).__name__}")
+        if loss is None:
+            self.loss: Loss = (
+                TextureLoss() if config.loss == "texture" else RGBALoss(config.clamp_loss)
+            )
+        else:
+            self.loss = loss
+        self._check_pictures(config)
+        self._prepared = prepared(self.loss, self.target)
+        self.custom_loss, self.custom_seed = loss, given_seed
+
+    def _check_goals(self, config: TrainConfig) -> None:
+        """Check that there is a living seed for each target, and room in the pool."""
+        seeds, targets = len(self.seed_state), len(self.target)
         if self.rule.alive_before and not bool(self.lives(self.seed_state).all()):
             raise ValueError(
                 "nothing lives in the seed, so nothing can grow from it: give a cell an alpha "
                 "above the rule's alive_threshold, or take a rule without the test, alive='none'"
             )
-        self.goals = max(len(self.target), len(self.seed_state))
-        if not {len(self.target), len(self.seed_state)} <= {1, self.goals}:
+        if seeds == 1 < targets:
             raise ValueError(
-                f"there are {len(self.seed_state)} seeds and {len(self.target)} targets; give as "
-                "many of both, or one"
-            )
-        if len(self.seed_state) < len(self.target):
-            raise ValueError(
-                f"{len(self.target)} targets from one seed cannot be told apart; give a seed_state "
+                f"{targets} targets from one seed cannot be told apart; give a seed_state "
                 "[N, C, H, W] for each, for instance with a class in the inputs of a rule"
             )
-        if config.use_pool and self.goals > config.pool_size:
+        if targets not in (1, seeds):
             raise ValueError(
-                f"a pool of {config.pool_size} states has no room for {self.goals} targets; raise "
+                f"there are {seeds} seeds and {targets} targets; give as many of both, or one "
+                "target"
+            )
+        if config.use_pool and seeds > config.pool_size:
+            raise ValueError(
+                f"a pool of {config.pool_size} states has no room for {seeds} targets; raise "
                 "pool_size"
             )
-        self.seed_state = self.seed_state.expand(self.goals, -1, -1, -1)
-        if loss is not None and not callable(loss):
-            raise TypeError(f"loss must be callable, got {type(loss).__name__}")
-        chosen = TextureLoss() if config.loss == "texture" else RGBALoss(config.clamp_loss)
-        self.loss: Loss = loss or chosen
-        self._check_pictures(config)
-        self._prepared = prepared(self.loss, self.target)
-        self.custom_loss, self.custom_seed = loss, given_seed
 
     def _check_pictures(self, config: TrainConfig) -> None:
         """Check targets that are compared with states cell by cell."""

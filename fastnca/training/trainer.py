@@ -48,8 +48,8 @@ class PoolTrainer:
         processes: those that train together; this one alone if None.
         loss: `loss(states, target)` as in `fastnca.losses`, for targets `[N, ...]` of any kind;
             what `config` says if None.
-        seed_state: `[N, C, H, W]` or `[1, C, H, W]`, where rollouts start; what `config` says
-            (`start`, `fill_hidden`) if None. Its last channels may hold the inputs of a rule.
+        seed_state: `[N, C, H, W]`, where rollouts start; what `config` says (`start`,
+            `fill_hidden`) if None. Its last channels may hold the inputs of a rule.
         callbacks: `Callback`s, or functions of a `StepResult`.
 
     Attributes:
