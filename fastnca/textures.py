@@ -82,11 +82,10 @@ def _zebra(size: _Size, generator: Generator) -> Tensor:
 
 
 def _pebbles(size: _Size, generator: Generator) -> Tensor:
-    """Stones of several colours, rounded by light from the upper left, and dark gaps."""
+    """Stones of slate and pale grey, rounded by light from the upper left, and dark gaps."""
     tone = _uniform(_count(size, 13.0), generator)
     distances, offset, tone = _nearest(size, 13.0, 0.7, generator, tone)
-    stone = _blend((2 * tone).clamp_max(1), (0.28, 0.42, 0.55), (0.62, 0.68, 0.70))
-    stone = _blend((2 * tone - 1).clamp_min(0), stone, (0.84, 0.58, 0.42))
+    stone = _blend(tone, (0.36, 0.47, 0.57), (0.72, 0.77, 0.76))
     light = 0.92 - 0.045 * (offset[0] + offset[1])
     inside = torch.sigmoid(1.6 * (distances[1] - distances[0] - 2.4))
     return _blend(inside, (0.10, 0.09, 0.10), stone * light)

@@ -62,7 +62,7 @@ def test_samples_of_one_material_are_alike_in_their_mean_colours(name):
 KNOWN = {
     "cheetah": [0.6243637, 0.4528403, 0.2443005],
     "zebra": [0.5195758, 0.4750722, 0.427265],
-    "pebbles": [0.2826407, 0.3513779, 0.4134151],
+    "pebbles": [0.2989447, 0.3594037, 0.4142447],
 }
 
 

@@ -49,7 +49,7 @@ def fit(trainer: "PoolTrainer", callbacks: Iterable[Any], run: RunDirectory | No
         try:
             trainer.notify("on_fit_end")
         finally:
-            trainer.callbacks = before
+            trainer.callbacks, trainer.callback_error = before, None
     if failure:  # here the tensors that the error held on to are gone
         raise MemoryLimitError(
             f"memory ran out in iteration {trainer.iteration + 1} ({failure}); training was "
