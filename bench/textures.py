@@ -19,14 +19,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.machine import describe
-from bench.results import write_csv
+from bench.machine import ROOT, describe
+from bench.results import read_csv, write_csv
 from fastnca import NeuralCA
 from fastnca.losses import TextureLoss
 from fastnca.pictures.render import seed_of
 from fastnca.report import measure_texture
 from fastnca.textures import create_texture
 
+RESULTS = ROOT / "bench" / "results" / "cpu-2core-textures.csv"
 SIZES = (96, 192)
 STEPS = (300, 480, 1000)
 SAMPLES = (1, 2, 3, 4, 5)
@@ -114,6 +115,19 @@ def measure(run: Path) -> list[Row]:
 def _as_state(picture: Tensor) -> Tensor:
     """Return a state that looks like `[1, 4, H, W]`."""
     return picture[:, :3] - 0.5
+
+
+def markdown(path: Path) -> str:
+    """Return the table of docs/textures.md."""
+    lines = ["| texture | grid | steps | untrained | other samples | trained | ratio |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in read_csv(path, Row):
+        lines.append(
+            f"| {row.texture} | {row.size}x{row.size} | {row.steps} | {row.untrained:.2f} | "
+            f"{row.samples:.4f} ({row.lowest:.4f} to {row.highest:.4f}) | {row.trained:.4f} | "
+            f"**{row.ratio:.2f}** |"
+        )
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

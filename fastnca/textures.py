@@ -63,8 +63,8 @@ def _cheetah(size: _Size, generator: Generator) -> Tensor:
     """Dark, irregular spots on fur that is paler in some places."""
     warp = [_smooth(size, generator, 0.06) for _ in range(2)]
     radius = 2.2 + 2.0 * _uniform(_count(size, 10.5), generator)
-    distances, _, radius = _nearest(size, 10.5, 0.75, generator, radius, warp)
-    spot = torch.sigmoid(2.2 * (radius - distances[0]))
+    distance, radius = _nearest(size, 10.5, 0.75, generator, radius, warp)
+    spot = torch.sigmoid(2.2 * (radius - distance))
     tone = 0.5 + 0.3 * _smooth(size, generator, 0.03)
     fur = _blend(tone, (0.80, 0.54, 0.23), (0.96, 0.79, 0.50))
     return _blend(spot, fur, (0.17, 0.10, 0.07))
@@ -81,18 +81,19 @@ def _zebra(size: _Size, generator: Generator) -> Tensor:
     return _blend(torch.sigmoid(5.0 * stripe), cream, (0.10, 0.08, 0.11))
 
 
-def _pebbles(size: _Size, generator: Generator) -> Tensor:
-    """Stones of slate and pale grey, rounded by light from the upper left, and dark gaps."""
-    tone = _uniform(_count(size, 13.0), generator)
-    distances, offset, tone = _nearest(size, 13.0, 0.7, generator, tone)
-    stone = _blend(tone, (0.36, 0.47, 0.57), (0.72, 0.77, 0.76))
-    light = 0.92 - 0.045 * (offset[0] + offset[1])
-    inside = torch.sigmoid(1.6 * (distances[1] - distances[0] - 2.4))
-    return _blend(inside, (0.10, 0.09, 0.10), stone * light)
+def _coral(size: _Size, generator: Generator) -> Tensor:
+    """Ridges that wind in every direction, as those of a brain coral."""
+    y, x = _frequencies(size)
+    ring = torch.exp(-(((torch.hypot(x, y) - 0.075) / 0.012) ** 2) / 2)
+    height = _filter(_uniform(size, generator) - 0.5, ring).real
+    height = height / (height.square().mean().sqrt() + 1e-12)
+    height = height + 0.2 * _smooth(size, generator, 0.03)
+    low = _blend(torch.sigmoid(3.0 * height), (0.27, 0.09, 0.27), (0.93, 0.47, 0.42))
+    return _blend(torch.sigmoid(3.0 * (height - 1.1)), low, (1.00, 0.84, 0.68))
 
 
 _Drawer = Callable[[_Size, Generator], Tensor]
-_DRAWN: dict[str, _Drawer] = {"cheetah": _cheetah, "zebra": _zebra, "pebbles": _pebbles}
+_DRAWN: dict[str, _Drawer] = {"cheetah": _cheetah, "zebra": _zebra, "coral": _coral}
 TEXTURES: tuple[str, ...] = tuple(_DRAWN)
 """Names that `create_texture` draws."""
 
@@ -164,8 +165,8 @@ def _nearest(
     jitter: float,
     generator: Generator,
     values: Tensor,
-    warp: Sequence[Tensor | float] = (0.0, 0.0),
-) -> tuple[Tensor, Tensor, Tensor]:
+    warp: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
     """Find the nearest points of a jittered grid on a torus (Worley, SIGGRAPH 1996).
 
     Args:
@@ -177,8 +178,7 @@ def _nearest(
         warp: how far the places of the picture move along y and x before the search.
 
     Returns:
-        `[2, H, W]` distances of the nearest point and of the next, `[2, H, W]` offset (y, x) from
-        the nearest point, and `[H, W]` its value.
+        `[H, W]`, the distance of the nearest point, and its value.
     """
     counts = _count(size, spacing)
     points = [0.5 + jitter * (_uniform(counts, generator) - 0.5) for _ in range(2)]
@@ -186,14 +186,12 @@ def _nearest(
     # places in units of the grid, in which point (i, j) lies at (i, j) + points[:, i, j]
     scale = [n / count for n, count in zip(size, counts, strict=True)]
     y, x = ((p + w) / s for p, w, s in zip(places, warp, scale, strict=True))
-    offsets, found = [], []
+    distances, found = [], []
     for step in range(25):
         row, column = y.floor().long() + step // 5 - 2, x.floor().long() + step % 5 - 2
         index = row % counts[0], column % counts[1]
         to_y, to_x = y - row - points[0][index], x - column - points[1][index]
-        offsets.append(torch.stack([to_y * scale[0], to_x * scale[1]]))
+        distances.append(torch.hypot(to_y * scale[0], to_x * scale[1]))
         found.append(values[index])
-    offset = torch.stack(offsets)
-    distances, order = torch.hypot(offset[:, 0], offset[:, 1]).topk(2, dim=0, largest=False)
-    nearest = offset.gather(0, order[0].expand(1, 2, -1, -1))[0]
-    return distances, nearest, torch.stack(found).gather(0, order[:1])[0]
+    distance, nearest = torch.stack(distances).min(dim=0)
+    return distance, torch.stack(found).gather(0, nearest[None])[0]

@@ -323,7 +323,7 @@ def test_info(capsys, monkeypatch):
     [
         (
             ["train", "--target", "cube"],
-            "one of circle, ring, heart, star, flower, leaf, cheetah, zebra, pebbles, got 'cube'",
+            "one of circle, ring, heart, star, flower, leaf, cheetah, zebra, coral, got 'cube'",
         ),
         (["train", "--channels", "3", "--out", "x"], "num_channels must be at least 4"),
         (
