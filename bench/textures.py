@@ -1,7 +1,7 @@
 """Compare trained textures with their targets, and other samples of the material with them.
 
     fastnca train --target zebra --out runs/zebra
-    python -m bench.textures runs/zebra ... [--csv FILE]
+    python -m bench.textures runs/zebra ... [--csv FILE] [--picture FILE]
 
 For a run of a texture that is drawn by code it prints the texture loss of an untrained model, of
 other samples of the same material (`create_texture(name, size, seed=1)` and so on), and of the
@@ -23,8 +23,10 @@ from bench.machine import ROOT, describe
 from bench.results import read_csv, write_csv
 from fastnca import NeuralCA
 from fastnca.losses import TextureLoss
+from fastnca.pictures import encode_mosaic
 from fastnca.pictures.render import seed_of
 from fastnca.report import measure_texture
+from fastnca.states import texture_rgba
 from fastnca.textures import create_texture
 
 RESULTS = ROOT / "bench" / "results" / "cpu-2core-textures.csv"
@@ -117,6 +119,19 @@ def _as_state(picture: Tensor) -> Tensor:
     return picture[:, :3] - 0.5
 
 
+def draw(runs: Sequence[Path]) -> bytes:
+    """Draw the target of each run above what grew in 480 steps, as PNG."""
+    targets, grown = [], []
+    for run in runs:
+        model, (size, _) = NeuralCA.load(run).train(), SIZES
+        name = tomllib.loads((run / "run.toml").read_text())["target"]
+        targets.append(create_texture(name, size))
+        with torch.no_grad():
+            state = model.run_steps(seed_of(model, size), STEPS[1], seed=0)
+        grown.append(texture_rgba(state))
+    return encode_mosaic(torch.cat([*targets, *grown]), columns=len(runs), scale=2)
+
+
 def markdown(path: Path) -> str:
     """Return the table of docs/textures.md."""
     lines = ["| texture | grid | steps | untrained | other samples | trained | ratio |"]
@@ -135,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="compare trained textures with their targets")
     parser.add_argument("runs", type=Path, nargs="+", help="directories of runs")
     parser.add_argument("--csv", type=Path, help="file to write")
+    parser.add_argument("--picture", type=Path, help="PNG to write: targets above samples")
     arguments = parser.parse_args(argv)
     rows = [row for run in arguments.runs for row in measure(run)]
     print("texture   grid     steps  untrained  other samples (lowest, highest)  trained  ratio")
@@ -146,6 +162,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     for run in {row.texture: row for row in rows}.values():
         print(f"{run.texture}: trained in {run.seconds:.0f} s, values within {run.largest:.2f}")
+    if arguments.picture is not None:
+        arguments.picture.write_bytes(draw(arguments.runs))
     if arguments.csv is not None:
         write_csv(arguments.csv, rows, Row)
 

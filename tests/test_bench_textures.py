@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from bench import textures
 from fastnca.commands.parser import main
@@ -21,7 +22,10 @@ def test_a_run_is_compared_with_other_samples_of_its_material(tmp_path, monkeypa
     words = ["--iterations", "2", "--pool-size", "4", "--min-steps", "3", "--max-steps", "6"]
     words += ["--size", "16", "--target-size", "24", "--hidden", "8", "--out", str(run)]
     assert main(["train", "--target", "zebra", *words]) == 0
-    textures.main([str(run), "--csv", str(tmp_path / "found.csv")])
+    out = ["--csv", str(tmp_path / "found.csv"), "--picture", str(tmp_path / "found.png")]
+    textures.main([str(run), *out])
+    with Image.open(tmp_path / "found.png") as picture:
+        assert picture.size == (34, 67)
     assert "zebra: trained in" in capsys.readouterr().out
     with (tmp_path / "found.csv").open() as file:
         rows = list(csv.DictReader(file))

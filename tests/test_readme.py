@@ -11,8 +11,8 @@ from fastnca.commands.parser import _build_parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-TRAINING = (ROOT / "docs" / "training.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README + TRAINING, re.DOTALL)
+DOCS = "".join((ROOT / "docs" / name).read_text() for name in ("training.md", "textures.md"))
+BLOCKS = re.findall(r"```python\n(.*?)```", README + DOCS, re.DOTALL)
 
 
 def test_it_opens_with_the_two_commands():

@@ -17,6 +17,7 @@ from fastnca.training import (
     TrainingLog,
 )
 from fastnca.training.iteration import LIMIT
+from tests.helpers import COMPILED
 from tests.runs import SMALL, advance, assert_same, make_trainer
 
 
@@ -209,6 +210,7 @@ def test_weights_that_are_not_finite_are_noticed_at_once(backend, number, value)
         assert weight.shape == good[name].shape
 
 
+@COMPILED
 def test_steps_and_seeds_do_not_compile_anew():
     """A compiled rollout serves every number of steps and every seed with two graphs."""
     torch._dynamo.reset()

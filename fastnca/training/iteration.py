@@ -140,7 +140,7 @@ class Iteration:
         norm = self._optimizer.clip_or_normalize()
         loss = sample_losses.mean()
         diverged = ~(states.abs().amax(dim=(1, 2, 3)) <= LIMIT)
-        weights = torch.stack([p.isfinite().all() for p in self._model.parameters()]).all()
+        weights = torch.stack([p.isfinite().all() for p in self._optimizer.parameters]).all()
         bad = ~(loss.isfinite() & norm.isfinite() & weights)
         asked = torch.full_like(loss, float(stop))
         dtype = torch.promote_types(loss.dtype, torch.float32)  # no float64: Metal has none

@@ -26,13 +26,14 @@ class ModelOptimizer:
 
     Attributes:
         adam: the optimiser.
+        parameters: what it trains, in its order.
         good_weights: the `state_dict` that last gave a finite loss and gradient.
     """
 
     def __init__(
         self, model: nn.Module, config: TrainConfig, on_device: bool | None = None
     ) -> None:
-        parameters = list(model.parameters())
+        self.parameters = parameters = list(model.parameters())
         device = parameters[0].device
         self._model = model
         self._gradient, self._clip_norm = config.gradient, config.clip_norm
@@ -57,7 +58,7 @@ class ModelOptimizer:
 
     def set_aside(self) -> None:
         """Make the gradients so far a part of the batch's; the next ones start from nothing."""
-        self._parts.append([parameter.grad for parameter in self._model.parameters()])
+        self._parts.append([parameter.grad for parameter in self.parameters])
         self.adam.zero_grad()
 
     def clip_or_normalize(self) -> Tensor:
@@ -67,9 +68,11 @@ class ModelOptimizer:
             `[]`, Euclidean norm of all gradients before that.
         """
         self._sum_parts(lambda part: part)
-        parameters = [p for p in self._model.parameters() if p.grad is not None]
-        limit = self._clip_norm if self._gradient == "clip" else math.inf
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        parameters = [p for p in self.parameters if p.grad is not None]
+        if self._gradient == "clip":
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm)
+        else:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self._gradient == "balance":
             self._sum_parts(_normalized)
         if self._gradient in ("normalize", "balance"):
@@ -80,7 +83,7 @@ class ModelOptimizer:
 
     def _sum_parts(self, change: Callable[[Tensor], Tensor]) -> None:
         """Let the gradient of each parameter be the sum of its changed parts, if there are any."""
-        for parameter, *parts in zip(self._model.parameters(), *self._parts, strict=True):
+        for parameter, *parts in zip(self.parameters, *self._parts, strict=True):
             found = [change(part) for part in parts if part is not None]
             if found:
                 parameter.grad = torch.stack(found).sum(0)
