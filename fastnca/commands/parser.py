@@ -90,9 +90,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
     names = ", ".join((*TARGETS, *TEXTURES))
     parser.set_defaults(run=train)
-    parser.add_argument(
-        "--target", help=f"{names}, or a picture file (circle)"
-    )
+    parser.add_argument("--target", help=f"{names}, or a picture file (circle)")
     parser.add_argument("--size", type=_size, help=f"{_CELLS} (64)")
     text = "of a texture's picture, which may be larger than the grid (192)"
     parser.add_argument("--target-size", type=_size, metavar="SIZE", help=text)
