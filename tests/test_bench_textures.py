@@ -55,5 +55,4 @@ def test_trained_textures_keep_their_bounds():
     for row in rows:
         assert row.trained < row.untrained / 4
         assert row.trained < 2 * samples[row.texture]
-        assert row.seconds < 600
         assert not row.commit.endswith("+")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from fastnca import NeuralCA, Rule, create_seed, create_target, create_target_circle
 from fastnca.losses import OverflowLoss, RGBALoss, TextureLoss, WeightedSum
 from fastnca.losses.weighted import prepared
-from fastnca.training import PoolTrainer, TrainConfig
+from fastnca.training import EmaTracker, PoolTrainer, TrainConfig
 from tests.helpers import excite
 from tests.runs import advance, assert_same
 
@@ -91,8 +91,12 @@ def test_the_loss_sees_as_many_states_as_it_asks_for():
         seen.append((len(states), [tuple(s.shape) for s in states], tuple(target.shape)))
         return last_state(states, target)
 
-    advance(make(watch, loss_steps=3, reseed="none"), 1)
-    assert seen[-1] == (3, [(3, 8, 8, 8)] * 3, (3, 4, 8, 8))
+    each = make(watch, loss_steps=3, reseed="before")
+    each.add_callback(EmaTracker(every=1, steps=(2, 4)))
+    each.config.__dict__["iterations"] = 2
+    each.fit(progress=False)
+    assert (3, [(3, 8, 8, 8)] * 3, (3, 4, 8, 8)) in seen
+    assert {count for count, _, _ in seen} == {3}  # also where states are ranked or evaluated
 
 
 @pytest.mark.parametrize(

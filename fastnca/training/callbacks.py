@@ -125,7 +125,7 @@ class Callback:
     name = ""
 
     def on_attach(self, trainer: "PoolTrainer") -> None:
-        """Called when a trainer takes the callback on, and where a checkpoint does not hold it."""
+        """Called when a trainer takes the callback on, and again before each `load_state_dict`."""
 
     def on_fit_start(self, trainer: "PoolTrainer") -> None:
         """Called before the first iteration of `fit`."""

@@ -89,7 +89,7 @@ def _evaluate(
             return float(
                 F.mse_loss(get_visible_state(state), task.target[goals % len(task.target)])
             )
-        return float(task.losses([state], goals).mean())
+        return float(task.losses_of(state, goals).mean())
 
     for steps in sorted({*moments, DAMAGE_STEPS} if damage else moments):
         state = grow(state, steps - done, done)

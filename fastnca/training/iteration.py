@@ -170,7 +170,7 @@ class Iteration:
         states = self._pool.gather(draw.slots)
         if config.reseed != "before" and not config.damage:
             return Batch(slots, goals, None, states, states)
-        order = task.losses([states], goals).argsort(descending=True)
+        order = task.losses_of(states, goals).argsort(descending=True)
         slots, drawn = slots[order], states[order]
         goals = None if goals is None else goals[order]
         states = drawn.clone()

@@ -53,7 +53,7 @@ class Task:
         like = next(model.parameters())
         self.rule: Rule = getattr(model, "rule", TUTORIAL)
         self.written = model.num_channels - self.rule.inputs
-        self.update_rate = config.update_rate
+        self.update_rate, self._loss_steps = config.update_rate, config.loss_steps
         self.target = _check_target(target, like, any_shape=loss is not None)
         given_seed = seed_state
         if seed_state is None:
@@ -166,6 +166,10 @@ class Task:
             raise ValueError(f"the loss must return one value per sample, [{count}], got {got}")
         return values
 
+    def losses_of(self, state: Tensor, goals: Tensor | None) -> Tensor:
+        """Return the loss of `state` `[B, C, H, W]` as if a rollout stood still there: `[B]`."""
+        return self.losses([state] * self._loss_steps, goals)
+
     def lives(self, states: Tensor) -> Tensor:
         """Tell which of `states` `[B, C, H, W]` have a living cell: `[B]` bool."""
         if self.rule.alive == "none":
@@ -181,7 +185,7 @@ class Task:
             if isinstance(self.loss, RGBALoss):
                 return float(self.target.square().mean())
             goals = torch.arange(self.goals, device=self.seed_state.device)
-            loss = float(self.losses([self.seed_state], goals if self.goals > 1 else None).mean())
+            loss = float(self.losses_of(self.seed_state, goals if self.goals > 1 else None).mean())
         return loss if 0 < loss < math.inf else math.inf
 
 
