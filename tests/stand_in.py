@@ -150,12 +150,25 @@ def is_alive(state: Tensor) -> Tensor:
     return F.max_pool2d(state[:, 3:4], 3, stride=1, padding=1) > ALIVE_THRESHOLD
 
 
-def make_trainer(record=None, preset="tutorial", size=16, model=None, device_type="cpu", **options):
-    """Make a trainer that decides on the device, and captures if there is a recorder."""
+def make_trainer(
+    record=None,
+    preset="tutorial",
+    size=16,
+    model=None,
+    device_type="cpu",
+    task=None,
+    **options,
+):
+    """Make a trainer that decides on the device, and captures if there is a recorder.
+
+    `task` holds further arguments of `PoolTrainer`, and perhaps another `target`.
+    """
     torch.manual_seed(0)
     config = TrainConfig.preset(preset, **{**SMALL, **options})
     made = excite(NeuralCA(8, 16), 0.1) if model is None else model
-    each = PoolTrainer(made, create_target_circle(size), config)
+    task = dict(task or {})
+    target = task.pop("target", create_target_circle(size))
+    each = PoolTrainer(made, target, config, **task)
     each.optimizer = ModelOptimizer(each.model, config, on_device=True)
     parts = each.model, each.task, config, each.pool, each.optimizer
     if record is None:

@@ -7,9 +7,10 @@ from dataclasses import replace as replace_field
 import pytest
 import torch
 
-from fastnca import NeuralCA, create_target_circle, reference
+from fastnca import NeuralCA, create_seed, create_target_circle, reference
 from fastnca.backends import dispatch, triton_fused
 from fastnca.backends.base import BACKENDS
+from fastnca.losses import OverflowLoss, RGBALoss, TextureLoss, WeightedSum
 from fastnca.training import PoolTrainer, TrainConfig, graphs, iteration
 from fastnca.training.graphs import GraphedIteration, GraphInputs
 from fastnca.training.optimizer import copy_weights
@@ -235,6 +236,46 @@ def test_what_cannot_be_captured_is_not_tried(options, monkeypatch):
     record, backend = Recorder(), options.pop("backend", "triton")
     monkeypatch.setattr(graphs, "choose_backend", lambda *_: backend)
     compare(make_trainer(record, **options), make_trainer(**options), FIRST + 2)
+    assert record.recorded == 0
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [TextureLoss(features=4), WeightedSum((1.0, RGBALoss()), (0.1, OverflowLoss(colors=4)))],
+    ids=["texture", "sum"],
+)
+def test_a_loss_that_says_so_is_captured(loss):
+    record = Recorder()
+    graph, plain = (make_trainer(each, task={"loss": loss}) for each in (record, None))
+    compare(graph, plain, FIRST + 4)
+    assert (record.recorded, record.replayed) == (1, 4)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_pool": False}, {"reseed": "before", "damage": 1}])
+def test_several_goals_are_captured(options):
+    record, seeds = Recorder(), create_seed(16, 8, batch=3)
+    seeds[:, 5] = torch.linspace(0, 1, 3)[:, None, None]
+    options = {"reseed": "none", **options, "task": {"seed_state": seeds}}
+    options["task"]["target"] = torch.rand(3, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    graph, plain = (make_trainer(each, **options) for each in (record, None))
+    compare(graph, plain, FIRST + 6)
+    assert (record.recorded, record.replayed) == (1, 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"loss_steps": 2}, "loss_steps is above 1"),
+        ({"task": {"loss": lambda s, t: s[-1].mean(dim=(1, 2, 3))}}, "no attribute `capturable`"),
+    ],
+    ids=["loss_steps", "loss"],
+)
+def test_what_python_decides_in_a_loss_is_not_captured_and_said(options, reason, caplog):
+    record = Recorder()
+    with caplog.at_level(logging.WARNING, "fastnca"):
+        graph = make_trainer(record, **options)
+    assert reason in caplog.text
+    compare(graph, make_trainer(**options), FIRST + 2)
     assert record.recorded == 0
 
 
