@@ -95,7 +95,7 @@ def disagreements() -> list[str]:
 def results_files() -> list[Path]:
     """Return the committed results of `bench.run`, one file per machine."""
     paths = sorted(RESULTS.glob("*.csv"))
-    others = "-quality", "-recipes", "-rules"
+    others = "-quality", "-recipes", "-rules", "-textures"
     return [p for p in paths if not p.stem.endswith(others) and not p.stem.startswith(PREFIX)]
 
 

@@ -149,7 +149,7 @@ def test_a_run_writes_its_rule_and_trains_the_same_again(tmp_path, capsys):
         *("--channels", "8", "--hidden", "12", "10", "--rule", "texture", "--padding", "reflect"),
         *("--filters", "identity", "0,0.5,0,0.5,-2,0.5,0,0.5,0", "--clamp", "-3", "3"),
         *("--activation", "gelu", "--step-size", "0.5", "--learn-filters", "--final-bias"),
-        *("--inputs", "1", "--alive", "before", "--alive-threshold", "0.2"),
+        *("--inputs", "1", "--alive", "before", "--alive-threshold", "0.2", "--preset", "quick"),
     ]
     assert main([*options, "--out", str(tmp_path / "a")]) in (0, 3)
     again = ["train", "--config", str(tmp_path / "a" / "run.toml"), "--out", str(tmp_path / "b")]
