@@ -170,6 +170,7 @@ def test_a_texture_can_be_trained_with_another_loss(tmp_path):
     assert main(["train", *words, "--hidden", "8", "--out", str(tmp_path / "run")]) == 0
     facts = NeuralCA.load(tmp_path / "run").metadata
     assert "visible" not in facts
+    assert facts["size"] == 16
     assert (tmp_path / "run" / "regeneration.png").exists()
 
 

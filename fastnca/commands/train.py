@@ -184,8 +184,8 @@ def _fit(
 
 def choose_family(arguments: Namespace) -> None:
     """Fill in what the user left open: a texture's recipe, or that of a pattern that grows."""
-    named = arguments.rule, arguments.preset, arguments.loss
-    texture = "texture" in named or (named == (None,) * 3 and arguments.target in TEXTURES)
+    said = arguments.loss or arguments.preset or arguments.rule
+    texture = said == "texture" or (said is None and arguments.target in TEXTURES)
     if texture:
         arguments.rule = arguments.rule or "texture"
     defaults = TEXTURE_DEFAULTS if texture else GROWING_DEFAULTS
