@@ -228,6 +228,13 @@ def test_several_seeds_may_have_one_target():
     advance(each, 3)
     assert each.task.goals == 2
     assert each.target.shape == (1, 4, 8, 8)
+    options = {"seed_state": seeds, "reseed": "before", "outside": 0.5}
+    one, two = (
+        make(target=create_target("star", 8).expand(n, -1, -1, -1), **options) for n in (1, 2)
+    )
+    assert [one.step().loss for _ in range(4)] == [two.step().loss for _ in range(4)]
+    for ours, theirs in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("kind", ["goals", "loss", "steps"])

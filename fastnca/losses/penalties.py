@@ -52,7 +52,7 @@ class OutsidePenalty:
     """The penalty `outside` of a recipe: alpha above 0 where the target is empty.
 
     Args:
-        target: `[N, 4, H, W]`, RGBA.
+        target: `[N, 4, H, W]`, RGBA, or `[1, 4, H, W]` if all goals have one target.
     """
 
     def __init__(self, target: Tensor) -> None:
@@ -72,7 +72,7 @@ class OutsidePenalty:
             `[]`, of the states' dtype.
         """
         empty, near = self._empty, self._near
-        if goals is not None:
+        if goals is not None and len(empty) > 1:
             empty, near = empty[goals], near[goals]
         alpha = F.relu(states[:, ALPHA]) * empty
         return torch.where(near, share.sqrt() * alpha, FAR * alpha).mean()
