@@ -59,7 +59,6 @@ def test_the_rehearsal_goes_through_every_part(tmp_path: Path) -> None:
     kinds = {(row.provider, row.mode) for row in rows}
     for provider in ("tutorial", "compile", "launched", "replayed"):
         assert {(provider, mode) for mode in ("rollout", "rollout+backward", "training")} <= kinds
-    assert ("persistent", "rollout") in kinds
     assert {("launch, table", "forward"), ("launch, table", "backward")} <= kinds
     assert {("launched", "step, host"), ("launched", "step backward, host")} <= kinds
     assert {row.status for row in rows} == {"ok"}
@@ -281,7 +280,7 @@ def test_numbers_that_were_not_proved_are_refused(status, said, tmp_path: Path, 
 
 
 def test_parts_that_only_measure_need_not_pass(tmp_path: Path) -> None:
-    make_run(tmp_path, ncu="failed", persistent="stopped")
+    make_run(tmp_path, ncu="failed", offsets="stopped")
     assert results.collect(tmp_path)
 
 

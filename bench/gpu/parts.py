@@ -158,19 +158,6 @@ PARTS = {
             _suite("captures", ["test_gpu_capture.py"]),
         ),
         Part(
-            "persistent",
-            "the experimental kernel that waits in itself: bits, then time; it may hang",
-            80,
-            lambda folder, rehearse: (
-                _suite("persistent", ["test_persistent.py", "test_persistent_gpu.py"])(
-                    folder, rehearse
-                )
-                + _module("bench.gpu.timing", "{folder}/rows.jsonl", "--persistent")(
-                    folder, rehearse
-                )
-            ),
-        ),
-        Part(
             "offsets",
             "more than 2^31 numbers, in 60 GiB",
             40,

@@ -21,7 +21,7 @@ from bench.results import OK, write_csv
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 PREFIX = "gpu-"
-ORDER = ("tutorial", "compile", "launched", "replayed", "persistent")
+ORDER = ("tutorial", "compile", "launched", "replayed")
 
 
 @dataclass(frozen=True)

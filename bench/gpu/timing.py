@@ -1,6 +1,6 @@
 """Time rollouts, their gradients and training iterations on a GPU, a row as it is measured.
 
-    python -m bench.gpu.timing ROWS.jsonl [--persistent] [--rehearse]
+    python -m bench.gpu.timing ROWS.jsonl [--rehearse]
 
 All providers run from the same weights and the same states, alive everywhere, on 64x64 grids for 80
 steps. "launched" and "replayed" are this package's class with fp16 operands, step by step and as
@@ -28,10 +28,9 @@ from bench.gpu.measure import Memory, Rows, measure
 from bench.providers import PROVIDERS, TutorialCA, Weights
 from bench.runners import Timed, TorchRunner
 from bench.timing import Clock
-from fastnca import NeuralCA, reference
+from fastnca import reference
 from fastnca.backends.triton_fused import graphs, release_graphs
 from fastnca.backends.triton_fused.capture import ENVIRONMENT_VARIABLE
-from fastnca.backends.triton_fused.experimental import persistent_rollout
 from fastnca.masks import update_mask
 
 MODES = ("rollout", "rollout+backward", "training")
@@ -219,49 +218,15 @@ def measure_host(rows: Rows, weights: Weights, batch: int, size: int, device: to
         )
 
 
-def measure_persistent(
-    batch: int, sizes: Sizes, rows: Rows, weights: Weights, device: torch.device
-) -> None:
-    """Measure the experimental kernel, forward, without gradient."""
-    state = make_states(batch, sizes.size, device)
-    model = NeuralCA(backend="triton", precision="fp16").to(device)
-    model.load_state_dict(weights)
-    parameters = tuple(model.update_net.parameters())
-    check(weights, state, persistent_rollout(state, parameters, steps=CHECKED_STEPS, seed=1)[0])
-
-    def run() -> Tensor:
-        return persistent_rollout(state, parameters, steps=sizes.steps, seed=1)[0]
-
-    times = measure(Clock(device), Timed(run), sizes.warm_ups)
-    middle = statistics.median(times)
-    rows.add(
-        provider="persistent",
-        mode="rollout",
-        batch=batch,
-        size=sizes.size,
-        steps=sizes.steps,
-        rounds=len(times),
-        milliseconds=middle,
-        milliseconds_low=min(times),
-        milliseconds_high=max(times),
-        picoseconds_per_cell_step=middle * 1e9 / (batch * sizes.size**2 * sizes.steps),
-    )
-
-
 def main() -> None:
-    """Measure everything, or the persistent kernel alone."""
+    """Measure everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", type=Path, help="file to append rows to")
-    parser.add_argument("--persistent", action="store_true", help="the experimental kernel alone")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on a CPU")
     options = parser.parse_args()
     device = torch.device("cpu" if options.rehearse else "cuda")
     sizes = REHEARSED if options.rehearse else Sizes()
     rows, weights = Rows(options.rows, device), make_weights(device)
-    if options.persistent:
-        for batch in sizes.batches:
-            measure_persistent(batch, sizes, rows, weights, device)
-        return
     for provider, number in ORDER:
         with settings_of(provider):
             measure_provider(provider, sizes.batches[number], sizes, rows, weights, device)
