@@ -35,8 +35,8 @@ from torch import Tensor
 import fastnca.fixed_filters
 import fastnca.recognition
 from fastnca import NeuralCA, create_seed
-from fastnca.backends.triton_fused import support
-from fastnca.backends.triton_fused.eager import GRAPHS
+from fastnca.backends.triton_fused import limits
+from fastnca.backends.triton_fused.nodes import GRAPHS
 from fastnca.kernels import launch
 
 LAUNCHES = [0]
@@ -72,7 +72,7 @@ _NO_KERNEL = None, _NoKernel()
 def without_kernels() -> None:
     """Let the fused path run on a CPU, with kernels that do nothing."""
     launch._compiled = _NoKernels()
-    support._device_reasons = lambda device, interpreted: ()
+    limits._device_reasons = lambda device, interpreted: ()
     fastnca.fixed_filters.has_filters = fastnca.recognition.has_filters = lambda *_: True
     torch.cuda.get_device_capability = lambda device=None: (9, 0)
     torch.set_flush_denormal(True)

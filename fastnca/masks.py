@@ -213,7 +213,7 @@ def make_counter(
     seed: int | Tensor | None,
     first_step: int,
     steps: int,
-    count: Tensor | None,
+    device_steps: Tensor | None,
     device: torch.device,
 ) -> Tensor:
     """Return what kernels and operators count by: `[3]` int64 on `device`.
@@ -222,20 +222,20 @@ def make_counter(
         seed: 64-bit seed, or a tensor with one number; None stands for masks that are not drawn.
         first_step: number of the first step.
         steps: the most steps.
-        count: a tensor with the number of steps, if that is less; None takes all.
+        device_steps: a tensor with the number of steps, if that is less; None takes all.
         device: where the numbers lie.
 
     Returns:
         The seed as a signed number, the number of the first step, the number of steps.
     """
     numbers = (signed(seed) if isinstance(seed, int) else 0, first_step, steps)
-    if not isinstance(seed, Tensor) and count is None and not torch.compiler.is_compiling():
+    if not isinstance(seed, Tensor) and device_steps is None and not torch.compiler.is_compiling():
         return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
     scalars = [torch.full((), number, dtype=torch.int64, device=device) for number in numbers]
     if isinstance(seed, Tensor):
         scalars[0] = seed.reshape(())
-    if count is not None:
-        scalars[2] = torch.minimum(count.reshape(()), scalars[2])
+    if device_steps is not None:
+        scalars[2] = torch.minimum(device_steps.reshape(()), scalars[2])
     return torch.stack(scalars)
 
 

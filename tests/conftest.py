@@ -11,7 +11,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports a kernel
 
-from fastnca.backends.triton_fused.support import interpreted
+from fastnca.backends.triton_fused.limits import interpreted
 from tests.helpers import Grown, load_grown
 from tests.interpreter import separate_rows
 

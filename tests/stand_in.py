@@ -127,7 +127,7 @@ def plain_rollout(
     update_rate: float,
     precision: str,
     checkpoint_every: int = 1,
-    count: Tensor | None = None,
+    device_steps: Tensor | None = None,
     **_: Any,
 ) -> Tensor:
     """Compute `fused_rollout` with torch's operators, on grids of a multiple of four cells."""
@@ -142,7 +142,11 @@ def plain_rollout(
         hidden = F.relu(F.conv2d(perceive(state), w1, b1))
         new = state + F.conv2d(hidden, w2, b2) * mask
         new = new * (is_alive(state) & is_alive(new))
-        state = new if count is None else torch.where(step < first_step + count, new, state)
+        state = (
+            new
+            if device_steps is None
+            else torch.where(step < first_step + device_steps, new, state)
+        )
     return state
 
 

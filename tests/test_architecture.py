@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 # Each module may import what stands on floors below its own.
 FLOORS = [
-    ["fastnca.states", "fastnca.distributed", "fastnca.version"],
+    ["fastnca._torch_internals", "fastnca.states", "fastnca.distributed", "fastnca.version"],
     [
         "fastnca.losses",
         "fastnca.life",
@@ -21,6 +21,7 @@ FLOORS = [
         "fastnca.targets",
         "fastnca.textures",
         "fastnca.backends",
+        "fastnca.cuda_graphs",
     ],
     ["fastnca.filters"],
     ["fastnca.rule"],

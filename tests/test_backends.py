@@ -12,7 +12,7 @@ from fastnca import BackendError, NeuralCA, Rule, backends, use_backend
 from fastnca.backends import choose
 from fastnca.backends.base import BACKENDS, register
 from fastnca.backends.choose import choose_backend
-from fastnca.backends.triton_fused.support import interpreter_reasons, size_reasons
+from fastnca.backends.triton_fused.limits import interpreter_reasons, size_reasons
 from tests.helpers import COMPILED, CPU_DEFAULT, copy_weights, excite
 
 STATE = torch.rand(1, 16, 5, 5)

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from fastnca.backends.triton_fused.capture import record_cuda
+from fastnca.cuda_graphs import record_cuda
 
 POOL = (0, 7)
 DEVICE = torch.device("cuda", 0)

@@ -154,7 +154,7 @@ def test_a_compiled_step_is_the_fused_step(training, model, state):
 
 
 def test_an_int_seed_is_refused_while_a_graph_is_captured(model, state, monkeypatch):
-    monkeypatch.setattr("fastnca.backends.triton_fused.eager._capturing", lambda state: True)
+    monkeypatch.setattr("fastnca.cuda_graphs.is_capturing", lambda state: True)
     with pytest.raises(RuntimeError, match="freeze the seed"):
         model(state)
     end = model.run_steps(state, 1, seed=torch.tensor(3, device=DEVICE))

@@ -334,8 +334,8 @@ def test_an_operation_that_waits_for_the_device_is_not_captured(caplog, monkeypa
     monkeypatch.setattr(
         triton_fused,
         "fused_rollout",
-        lambda *a, count=None, steps, **o: plain_rollout(
-            *a, steps=steps if count is None else int(count), **o
+        lambda *a, device_steps=None, steps, **o: plain_rollout(
+            *a, steps=steps if device_steps is None else int(device_steps), **o
         ),
     )
     graph, plain = make_trainer(Recorder()), make_trainer()

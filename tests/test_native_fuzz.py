@@ -366,7 +366,7 @@ def test_gradients_of_the_fused_operators(count):
 
     rng = random.Random("fused operators")
     state, *parameters = fitting(rng)
-    settings = (1, 0.5, "ieee", 1, True)
+    settings = (TUTORIAL.json, 1, 0.5, "ieee", 1, True)
     counter = torch.tensor([5, 0, 1])
     forward, backward = torch.ops.fastnca.rollout_forward, torch.ops.fastnca.rollout_backward
     _, states, flags = forward(state, *parameters, counter, *settings, True)

@@ -26,7 +26,7 @@ from bench.gpu.timing import make_states, make_weights
 from bench.runners import Timed
 from bench.timing import Clock
 from fastnca import NeuralCA
-from fastnca.backends.triton_fused import graphs, release_graphs, storage
+from fastnca.backends.triton_fused import buffers, graphs, release_graphs
 from fastnca.kernels import LaunchConfig, choose_launch, device_facts, launch
 
 STEPS, ROUNDS = 32, 10
@@ -77,17 +77,17 @@ def launched_as(
 
     limit = {} if registers is None else {"maxnreg": registers}
     with (
-        mock.patch.object(storage, "choose_launch", choose),
+        mock.patch.object(buffers, "choose_launch", choose),
         mock.patch.dict(launch.OPTIONS, limit),
         mock.patch.dict(launch._compiled, clear=True),
-        mock.patch.object(graphs, "MOST_CELLS", 1 << 30),
-        mock.patch.object(graphs, "MOST_BYTES", 1 << 36),
+        mock.patch.object(graphs, "MAX_CELLS", 1 << 30),
+        mock.patch.object(graphs, "MAX_BYTES", 1 << 36),
     ):
-        storage._choose.cache_clear()
+        buffers._choose.cache_clear()
         try:
             yield
         finally:
-            storage._choose.cache_clear()
+            buffers._choose.cache_clear()
             release_graphs()
 
 

@@ -30,7 +30,7 @@ from bench.runners import Timed, TorchRunner
 from bench.timing import Clock
 from fastnca import reference
 from fastnca.backends.triton_fused import graphs, release_graphs
-from fastnca.backends.triton_fused.capture import ENVIRONMENT_VARIABLE
+from fastnca.cuda_graphs import ENVIRONMENT_VARIABLE
 from fastnca.masks import update_mask
 
 MODES = ("rollout", "rollout+backward", "training")
@@ -80,8 +80,8 @@ def settings_of(provider: str) -> Iterator[None]:
     replay = {ENVIRONMENT_VARIABLE: "0" if provider == "launched" else "1"}
     with (
         mock.patch.dict(os.environ, replay),
-        mock.patch.object(graphs, "MOST_CELLS", 1 << 30),
-        mock.patch.object(graphs, "MOST_BYTES", 1 << 36),
+        mock.patch.object(graphs, "MAX_CELLS", 1 << 30),
+        mock.patch.object(graphs, "MAX_BYTES", 1 << 36),
     ):
         yield
     release_graphs()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastnca.backends.choose import choose_backend
 from fastnca.backends.triton_fused import operand_precision
-from fastnca.backends.triton_fused.capture import Launches, Record, graphs_wanted, record_cuda
+from fastnca.cuda_graphs import Launches, Record, graphs_wanted, record_cuda
 from fastnca.module import NeuralCA
 from fastnca.training.config import TrainConfig
 from fastnca.training.iteration import Iteration

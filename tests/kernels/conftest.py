@@ -16,7 +16,7 @@ import pytest
 import torch
 import triton
 
-from fastnca.backends.triton_fused.support import interpreter_reasons
+from fastnca.backends.triton_fused.limits import interpreter_reasons
 
 INTERPRETED = not torch.cuda.is_available()
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it

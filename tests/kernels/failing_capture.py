@@ -7,7 +7,7 @@ In a process of its own, because a capture that fails badly spoils everything af
 
 import torch
 
-from fastnca.backends.triton_fused.capture import record_cuda
+from fastnca.cuda_graphs import record_cuda
 from tests.kernels.test_training_graph import FIRST, compare, cuda_trainer
 
 SIZE = 1 << 28  # numbers, 1 GiB

@@ -35,7 +35,7 @@ def gradients(
     parameters: tuple[Tensor, ...],
     steps: int,
     seed: int | Tensor,
-    count: Tensor | None = None,
+    device_steps: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Run a rollout and differentiate its squared sum; one step has kernels of its own."""
     leaves = [tensor.detach().requires_grad_() for tensor in (state, *parameters)]
@@ -47,7 +47,7 @@ def gradients(
         first_step=0,
         update_rate=0.5,
         precision="fp16",
-        count=count,
+        device_steps=device_steps,
     )
     return result.detach(), *torch.autograd.grad(result.square().sum(), leaves)
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnca.backends.triton_fused import fused_rollout
-from fastnca.backends.triton_fused.capture import ENVIRONMENT_VARIABLE
+from fastnca.cuda_graphs import ENVIRONMENT_VARIABLE
 from fastnca.masks import update_mask
 from fastnca.reference import NeuralCA
 from fastnca.states import ALIVE_THRESHOLD
@@ -239,7 +239,7 @@ def run_kernels(
         update_rate=0.5 if case.rate is None else case.rate,
         precision=case.precision,
         checkpoint_every=checkpoint_every,
-        count=torch.tensor(case.steps, device=device) if rollout else None,
+        device_steps=torch.tensor(case.steps, device=device) if rollout else None,
     )
     grads = torch.autograd.grad(result, (state, *parameters), problem.grad.to(device))
     return result.detach(), *grads

@@ -11,7 +11,7 @@ STEP = {"first_step": 0, "update_rate": 0.5, "precision": "fp16", "seed": None}
 
 def forms(device: torch.device) -> tuple[dict, dict]:
     """Return options of a single step, and of the same step as a rollout like any other."""
-    return STEP, STEP | {"count": torch.tensor(1, device=device)}
+    return STEP, STEP | {"device_steps": torch.tensor(1, device=device)}
 
 
 def zero_network(channels: int, hidden: int, device: torch.device) -> tuple[Tensor, ...]:
@@ -117,13 +117,13 @@ def count_errors(device: torch.device) -> list[str]:
     b2.requires_grad_()
     state = torch.ones(1, 16, 1, 2, device=device)
     count = torch.tensor(2, device=device)
-    result = fused_rollout(state, (*network, b2), steps=3, count=count, **STEP)
+    result = fused_rollout(state, (*network, b2), steps=3, device_steps=count, **STEP)
     expected = state.clone()
     expected[:, 0] = 3.0
     if not torch.equal(result, expected):
         errors.append("another number of steps than the device says was taken")
     with torch.no_grad():  # two slots take turns, so a step too many shows
-        once = fused_rollout(state, (*network, b2), steps=3, count=count - 1, **STEP)
+        once = fused_rollout(state, (*network, b2), steps=3, device_steps=count - 1, **STEP)
     expected[:, 0] = 2.0
     if not torch.equal(once, expected):
         errors.append("another number of steps than the device says was taken without gradient")

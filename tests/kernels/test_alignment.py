@@ -10,7 +10,7 @@ from torch import Tensor
 
 import fastnca.kernels
 from fastnca.backends.triton_fused import fused_rollout
-from fastnca.backends.triton_fused.storage import ALIGNMENT, aligned
+from fastnca.backends.triton_fused.buffers import ALIGNMENT, aligned
 from tests.kernels.conftest import INTERPRETED
 from tests.kernels.helpers import FIRST_STEP, SEED, Case, make_problem, run_kernels
 

@@ -53,7 +53,9 @@ def test_single_step_is_a_rollout_of_one_step(size: int, precision: str) -> None
     leaf = state.clone().requires_grad_()
     settings = {"steps": 1, "seed": 3, "first_step": 0, "update_rate": 0.5, "precision": precision}
     single = fused_rollout(leaf, parameters, **settings)
-    rollout = fused_rollout(leaf, parameters, count=torch.tensor(1, device="cuda"), **settings)
+    rollout = fused_rollout(
+        leaf, parameters, device_steps=torch.tensor(1, device="cuda"), **settings
+    )
     assert torch.equal(single, rollout)
     weight = torch.randn_like(state)
     found, expected = (torch.autograd.grad(r, leaf, weight)[0] for r in (single, rollout))
@@ -79,7 +81,7 @@ def test_offsets_beyond_2_to_the_31() -> None:
     settings = {"steps": 1, "seed": None, "first_step": 0, "update_rate": 0.5}
     state = torch.rand(33_000, 16, 64, 64, device="cuda")
     for count in (None, torch.tensor(1, device="cuda")):  # a single step, and a rollout
-        options = settings | {"precision": "fp16", "count": count}
+        options = settings | {"precision": "fp16", "device_steps": count}
         whole = fused_rollout(state, parameters, **options)
         for part in (slice(0, 16_500), slice(16_500, 33_000)):
             half = fused_rollout(state[part], parameters, **options)
@@ -112,11 +114,11 @@ def test_graph_of_the_caller_changes_seed_and_step_count() -> None:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        gradients(state, parameters, 16, seed, count=count)
+        gradients(state, parameters, 16, seed, device_steps=count)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = gradients(state, parameters, 16, seed, count=count)
+        captured = gradients(state, parameters, 16, seed, device_steps=count)
     for value, steps in ((5, 16), (6, 9), (7, 1), (8, 0), (9, 16)):
         seed.fill_(value)
         count.fill_(steps)

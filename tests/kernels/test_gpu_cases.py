@@ -24,7 +24,7 @@ def test_a_single_step_rounds_otherwise_than_a_rollout_of_one() -> None:
     single, rollout, again = (
         gradients(state, parameters, 1, seed=7),
         launched(state, parameters, 1, seed=7, rollout=True),
-        gradients(state, parameters, 1, seed=7, count=torch.tensor(1, device=state.device)),
+        gradients(state, parameters, 1, seed=7, device_steps=torch.tensor(1, device=state.device)),
     )
     assert torch.equal(single[0], rollout[0])
     assert not torch.equal(single[1], rollout[1])

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastnca.backends.triton_fused import capture, eager, fused_rollout, graphs
+from fastnca import cuda_graphs
+from fastnca.backends.triton_fused import fused_rollout, graphs, nodes
 from tests.kernels.gpu_cases import gradients, launched, make_tensors
 from tests.kernels.helpers import without_graphs
 
@@ -23,7 +24,7 @@ class CountingRecorder:
 
     def __call__(self, launches, device):
         self.recorded += 1
-        run = capture.record_cuda(launches, device)
+        run = cuda_graphs.record_cuda(launches, device)
 
         def replay() -> None:
             self.replayed += 1
@@ -35,7 +36,7 @@ class CountingRecorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> CountingRecorder:
     made = CountingRecorder()
-    monkeypatch.setattr(eager, "GRAPHS", graphs.Graphs(made))
+    monkeypatch.setattr(nodes, "GRAPHS", graphs.Graphs(made))
     return made
 
 
@@ -113,5 +114,5 @@ def test_graph_replay_gives_its_memory_back(recorder: CountingRecorder) -> None:
         gradients(state, parameters, 96, seed=1)
     slots = 97 * 8 * 64 * 64 * 16 * 4
     assert torch.cuda.memory_allocated() - before > slots
-    eager.GRAPHS.release()
+    nodes.GRAPHS.release()
     assert torch.cuda.memory_allocated() - before < slots

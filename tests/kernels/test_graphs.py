@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastnca.backends.triton_fused import eager, fused_rollout, graphs, release_graphs
+from fastnca.backends.triton_fused import fused_rollout, graphs, nodes, release_graphs
 from tests.kernels.conftest import INTERPRETED
 from tests.kernels.helpers import SEED, Case, make_problem, without_graphs
 
@@ -39,8 +39,8 @@ class FakeRecorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> FakeRecorder:
     made = FakeRecorder()
-    monkeypatch.setattr(eager, "GRAPHS", graphs.Graphs(made, "cpu"))
-    monkeypatch.setattr(graphs, "FEWEST_STEPS", 1)
+    monkeypatch.setattr(nodes, "GRAPHS", graphs.Graphs(made, "cpu"))
+    monkeypatch.setattr(graphs, "MIN_STEPS", 1)
     monkeypatch.setattr(graphs, "ROUND_STEPS", 4)
     return made
 
@@ -81,7 +81,7 @@ def equal(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
 def test_step_count_on_the_device_gives_the_same_bits(count: int) -> None:
     """Five launches; what is stored beyond the last step is poison, nine steps are five."""
     tensors = leaves()
-    found = launched(tensors, 5, count=torch.tensor(count))
+    found = launched(tensors, 5, device_steps=torch.tensor(count))
     assert equal(found, launched(tensors, min(count, 5)))
 
 
@@ -89,7 +89,7 @@ def test_step_count_on_the_device_gives_the_same_bits(count: int) -> None:
 def test_step_count_on_the_device_without_gradient(count: int) -> None:
     tensors = leaves()
     with torch.no_grad():
-        found = forward(tensors, 4, count=torch.tensor(count))
+        found = forward(tensors, 4, device_steps=torch.tensor(count))
         assert torch.equal(found, forward(tensors, count))
 
 
@@ -101,7 +101,7 @@ def test_seed_on_the_device_is_the_seed() -> None:
 
 def test_step_count_needs_every_state() -> None:
     with pytest.raises(ValueError, match="checkpoint_every=1"):
-        forward(leaves(), 4, count=torch.tensor(2), checkpoint_every=2)
+        forward(leaves(), 4, device_steps=torch.tensor(2), checkpoint_every=2)
 
 
 @pytest.mark.parametrize("seed", [SEED, None])
@@ -120,13 +120,13 @@ def test_what_an_earlier_rollout_left_is_not_read(recorder: FakeRecorder) -> Non
     tensors = leaves()
     for _ in range(2):
         outcome(tensors, 4)
-    (_, workspace), *more = eager.GRAPHS._workspaces.values()
+    (_, workspace), *more = nodes.GRAPHS._workspaces.values()
     assert not more
-    stored, carried = workspace._stored, workspace.carried()
+    saved, buffers = workspace._saved, workspace.buffers()
     for steps in (3, 4, 1):
-        stored.states.fill_(torch.nan)
-        stored.flags[:, :, 2:5].copy_(torch.full((5, 1, 3, 1), 0x0000FF00_0000FF00))
-        for tensor in (carried.passed, carried.pairs, carried.partials, carried.scale):
+        saved.states.fill_(torch.nan)
+        saved.flags[:, :, 2:5].copy_(torch.full((5, 1, 3, 1), 0x0000FF00_0000FF00))
+        for tensor in (buffers.passed, buffers.pairs, buffers.partials, buffers.scale):
             tensor.fill_(torch.nan)
         assert equal(outcome(tensors, steps), launched(tensors, steps))
 
@@ -148,7 +148,7 @@ def test_rollouts_before_the_first_backward_own_their_states(recorder: FakeRecor
     expected = [launched(tensors, 4, seed=seed) for seed in range(3)]
     forward(tensors, 4)
     results = [forward(tensors, 4, seed=seed) for seed in range(3)]
-    assert len(eager.GRAPHS._workspaces) == 2
+    assert len(nodes.GRAPHS._workspaces) == 2
     for order in (1, 0, 2):
         found = results[order].detach(), *backward(results[order], tensors)
         assert equal(found, expected[order])
@@ -170,11 +170,11 @@ def test_a_dropped_rollout_frees_its_workspace(recorder: FakeRecorder) -> None:
     for seed in range(6):
         forward(tensors, 4, seed=seed)
         gc.collect()  # the interpreter keeps what it ran on in cycles
-    assert len(eager.GRAPHS._workspaces) == 1
+    assert len(nodes.GRAPHS._workspaces) == 1
     result = forward(tensors, 4)
     backward(result, tensors)
-    (_, workspace), *_ = eager.GRAPHS._workspaces.values()
-    assert not workspace.busy  # although the result still has its node
+    (_, workspace), *_ = nodes.GRAPHS._workspaces.values()
+    assert not workspace.in_use  # although the result still has its node
 
 
 def copy_of(tensor: Tensor) -> Tensor:
@@ -213,8 +213,8 @@ def test_release_leaves_waiting_rollouts_right(recorder: FakeRecorder) -> None:
     tensors = leaves()
     forward(tensors, 4)
     result = forward(tensors, 4, seed=1)
-    eager.GRAPHS.release()
-    assert not eager.GRAPHS._workspaces
+    nodes.GRAPHS.release()
+    assert not nodes.GRAPHS._workspaces
     outcome(tensors, 4, seed=2)
     assert equal(backward(result, tensors), launched(tensors, 4, seed=1)[1:])
     release_graphs()
@@ -224,12 +224,12 @@ def test_a_released_workspace_does_not_wait_for_the_collector(recorder: FakeReco
     tensors = leaves()
     for _ in range(2):
         outcome(tensors, 4)
-    ((_, workspace),) = eager.GRAPHS._workspaces.values()
+    ((_, workspace),) = nodes.GRAPHS._workspaces.values()
     reference = weakref.ref(workspace)
     del workspace
     gc.disable()
     try:
-        eager.GRAPHS.release()
+        nodes.GRAPHS.release()
         assert reference() is None
     finally:
         gc.enable()
@@ -240,17 +240,17 @@ def test_memory_is_limited(recorder: FakeRecorder, monkeypatch: pytest.MonkeyPat
     tensors = leaves()
     for _ in range(2):
         outcome(tensors, 4, seed=None)
-    (_, workspace), *_ = eager.GRAPHS._workspaces.values()
-    monkeypatch.setattr(graphs, "MOST_BYTES", 2 * workspace.bytes)
+    (_, workspace), *_ = nodes.GRAPHS._workspaces.values()
+    monkeypatch.setattr(graphs, "MAX_BYTES", 2 * workspace.bytes)
     for seed in (None, SEED, None, SEED):
         outcome(tensors, 4, seed=seed)
-    assert len(eager.GRAPHS._workspaces) == 2
+    assert len(nodes.GRAPHS._workspaces) == 2
     waiting = forward(tensors, 4, seed=None)
     with torch.no_grad():
         forward(tensors, 4)
     for _ in range(2):
         outcome(tensors, 4, update_rate=0.25)
-    kinds = [kind[5].limit for kind, _ in eager.GRAPHS._workspaces.values()]
+    kinds = [kind[5] for kind, _ in nodes.GRAPHS._workspaces.values()]
     assert len(kinds) == 2
     assert kinds[-1] == 2**22
     expected = launched(tensors, 4, seed=None)
@@ -265,9 +265,9 @@ def test_what_is_not_replayed(
     if reason == "environment":
         monkeypatch.setenv("FASTNCA_GRAPHS", "0")
     elif reason == "few":
-        monkeypatch.setattr(graphs, "FEWEST_STEPS", 8)
+        monkeypatch.setattr(graphs, "MIN_STEPS", 8)
     elif reason == "large":
-        monkeypatch.setattr(graphs, "MOST_CELLS", 8)
+        monkeypatch.setattr(graphs, "MAX_CELLS", 8)
     else:
         options = {"checkpoint_every": 2}
     for _ in range(3):
@@ -281,8 +281,8 @@ def test_a_failed_capture_is_told_and_launches(
     def fail(launches, device):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(eager, "GRAPHS", graphs.Graphs(fail, "cpu"))
-    monkeypatch.setattr(graphs, "FEWEST_STEPS", 1)
+    monkeypatch.setattr(nodes, "GRAPHS", graphs.Graphs(fail, "cpu"))
+    monkeypatch.setattr(graphs, "MIN_STEPS", 1)
     tensors = leaves()
     for _ in range(3):
         assert equal(outcome(tensors, 4), launched(tensors, 4))

@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
-import fastnca.backends.triton_fused.rollout as rollout
-import fastnca.backends.triton_fused.single as single
+import fastnca.backends.triton_fused.loops as rollout
+import fastnca.backends.triton_fused.single_step as single
 import fastnca.kernels
 from tests.kernels.helpers import Case, make_problem, run_kernels, violations
 from tests.kernels.scenarios import (

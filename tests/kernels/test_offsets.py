@@ -2,7 +2,7 @@
 
 import torch
 
-from fastnca.backends.triton_fused.support import shape_reasons
+from fastnca.backends.triton_fused.limits import shape_reasons
 from fastnca.masks import philox
 from tests.kernels.probes import offsets_kernel, update_kernel
 

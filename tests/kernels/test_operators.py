@@ -8,6 +8,7 @@ import torch
 from torch.library import opcheck
 
 from fastnca.backends.triton_fused import fused_reasons, fused_rollout
+from fastnca.rule import TUTORIAL
 from tests.kernels.helpers import Case, make_problem, run_kernels
 
 SETTINGS = {"first_step": 0, "update_rate": 0.5, "precision": "ieee"}
@@ -64,11 +65,11 @@ def test_opcheck(tensors, layout: str, keep: bool, device: torch.device) -> None
         "expanded": state[:, :, :, :1].expand(-1, -1, -1, 3),
     }[layout]
     counter = torch.tensor([1, 2, 2], device=device)
-    arguments = (state, *parameters, counter, 2, 0.5, "ieee", 1, True, keep)
+    arguments = (state, *parameters, counter, TUTORIAL.json, 2, 0.5, "ieee", 1, True, keep)
     opcheck(torch.ops.fastnca.rollout_forward.default, arguments)
     if keep:
         result, states, flags = torch.ops.fastnca.rollout_forward(*arguments)
-        back = (result, states, flags, *parameters, counter, 2, 0.5, "ieee", 1, True)
+        back = (result, states, flags, *parameters, counter, TUTORIAL.json, 2, 0.5, "ieee", 1, True)
         opcheck(torch.ops.fastnca.rollout_backward.default, back)
 
 

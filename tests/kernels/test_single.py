@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastnca.backends.triton_fused import fused_rollout, single
+from fastnca.backends.triton_fused import fused_rollout, single_step
 from tests.kernels.helpers import FIRST_STEP, SEED, Case, make_problem, run_kernels, violations
 from tests.kernels.scenarios import scale_errors
 from tests.kernels.test_rollout import CASES as ROLLOUTS
@@ -99,7 +99,7 @@ def test_seed_as_a_tensor_draws_the_same_mask(tensors, seed: int, step: int) -> 
     options = SETTINGS | {"first_step": step}
     found = fused_rollout(state, tuple(parameters), **(options | {"seed": given}))
     plain = fused_rollout(state, tuple(parameters), **(options | {"seed": seed}))
-    as_rollout = options | {"seed": seed, "count": torch.tensor(1, device=state.device)}
+    as_rollout = options | {"seed": seed, "device_steps": torch.tensor(1, device=state.device)}
     assert torch.equal(found, plain)
     assert torch.equal(found, fused_rollout(state, tuple(parameters), **as_rollout))
 
@@ -215,20 +215,20 @@ def test_saved_tensors_may_move(tensors) -> None:
 
 
 def test_what_does_not_suit_is_a_rollout(tensors, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = outcome(tensors, count=torch.tensor(1, device=tensors[0].device))
-    monkeypatch.setattr(single, "MOST_NUMBERS", 9)
-    single._prepared.clear()
+    expected = outcome(tensors, device_steps=torch.tensor(1, device=tensors[0].device))
+    monkeypatch.setattr(single_step, "MAX_NUMBERS", 9)
+    single_step._prepared.clear()
     assert equal(expected, outcome(tensors))
-    single._prepared.clear()
+    single_step._prepared.clear()
 
 
 def test_kinds_are_forgotten(tensors, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(single, "MOST_PREPARED", 2)
-    single._prepared.clear()
+    monkeypatch.setattr(single_step, "MAX_PREPARED", 2)
+    single_step._prepared.clear()
     state, *parameters, _ = tensors
     for width in (1, 2, 3):
         fused_rollout(state[..., :width], tuple(parameters), **SETTINGS)
-    assert len(single._prepared) == 1
+    assert len(single_step._prepared) == 1
 
 
 def test_changed_parameters_are_checked_again(tensors) -> None:

@@ -1,25 +1,39 @@
 """The torch operators `fastnca::rollout_forward` and `fastnca::rollout_backward`.
 
 Defined with `torch.library`, so that `torch.compile` treats a whole rollout as one node. The
-step count is a symbolic integer: a new count needs no new graph.
+step count is a symbolic integer: a new count needs no new graph. `b2` is None if the rule has no
+final bias; its gradient is empty then.
 """
 
+import json
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastnca.backends.triton_fused.checks import check_stored, check_tensors
-from fastnca.backends.triton_fused.plan import make_plan
-from fastnca.backends.triton_fused.rollout import run_backward, run_forward
-from fastnca.backends.triton_fused.storage import Stored, aligned, allocate_states, allocate_weights
-from fastnca.checks import check_devices
+from fastnca.backends.autograd import Grads, refuse_second
+from fastnca.backends.triton_fused.buffers import (
+    SavedStates,
+    aligned,
+    allocate_states,
+    allocate_weights,
+)
+from fastnca.backends.triton_fused.limits import check_stored, check_tensors
+from fastnca.backends.triton_fused.loops import run_backward, run_forward
+from fastnca.backends.triton_fused.settings import make_settings
+from fastnca.checks import Parameters, check_devices
 from fastnca.kernels import device_guard, pack_weights
+from fastnca.rule import Rule
 
-_PARAMETERS = "Tensor w1, Tensor b1, Tensor w2, Tensor b2"
+OperatorSettings = tuple[str, int, float, str, int, bool]
+"""The rule's JSON, the maximum number of steps, update rate, precision, `checkpoint_every`, and
+whether masks are drawn."""
+
+_PARAMETERS = "Tensor w1, Tensor b1, Tensor w2, Tensor? b2"
 _SETTINGS = (
-    "Tensor counter, SymInt steps, float update_rate, str precision, int checkpoint_every, "
-    "bool random"
+    "Tensor counter, str rule, SymInt steps, float update_rate, str precision, "
+    "int checkpoint_every, bool random"
 )
 
 torch.library.define(
@@ -33,28 +47,53 @@ torch.library.define(
 )
 
 
+def record(
+    state: Tensor, parameters: Parameters, counter: Tensor, settings: OperatorSettings
+) -> Tensor:
+    """Compute a rollout as an operator.
+
+    Args:
+        state: `[B, C, H, W]` float32, any strides.
+        parameters: weights and biases of the two 1x1 convolutions, float32.
+        counter: `[3]` int64: seed, number of the first step, number of steps.
+        settings: the other arguments of the operator.
+
+    Returns:
+        `[B, C, H, W]` float32, contiguous.
+    """
+    tensors = (state, *parameters)
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    result: Tensor = _Rollout.apply(counter, settings, keep, *tensors)[0]
+    return result
+
+
+@lru_cache(maxsize=64)
+def _parse(rule: str) -> Rule:
+    return Rule.from_dict(json.loads(rule))
+
+
+def _given(*parameters: Tensor | None) -> Parameters:
+    return tuple(parameter for parameter in parameters if parameter is not None)
+
+
 @torch.library.impl("fastnca::rollout_forward", ("cpu", "cuda"))
 def _rollout_forward(
     state: Tensor,
     w1: Tensor,
     b1: Tensor,
     w2: Tensor,
-    b2: Tensor,
+    b2: Tensor | None,
     counter: Tensor,
-    steps: int,
-    update_rate: float,
-    precision: str,
-    checkpoint_every: int,
-    random: bool,
-    keep: bool,
+    rule: str,
+    *numbers: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    parameters = (w1, b1, w2, b2)
-    check_tensors(state, parameters, precision)
+    parameters = _given(w1, b1, w2, b2)
+    settings = make_settings(_parse(rule), *numbers)
+    check_tensors(state, parameters, settings.rule, settings.precision)
     check_stored({"counter": (counter, (3,), torch.int64)}, state.device)
-    plan = make_plan(steps, update_rate, precision, checkpoint_every, keep, random)
     with device_guard(state.device):
-        result, stored = run_forward(state, parameters, plan, counter)
-    return result, stored.states, stored.flags
+        result, saved = run_forward(state, parameters, counter, settings)
+    return result, saved.states, saved.flags
 
 
 @torch.library.impl("fastnca::rollout_backward", ("cpu", "cuda"))
@@ -65,41 +104,45 @@ def _rollout_backward(
     w1: Tensor,
     b1: Tensor,
     w2: Tensor,
-    b2: Tensor,
+    b2: Tensor | None,
     counter: Tensor,
-    steps: int,
-    update_rate: float,
-    precision: str,
-    checkpoint_every: int,
-    random: bool,
+    rule: str,
+    *numbers: Any,
 ) -> tuple[Tensor, ...]:
-    parameters = (w1, b1, w2, b2)
-    check_tensors(grad, parameters, precision)
-    plan = make_plan(steps, update_rate, precision, checkpoint_every, True, random)
-    like_states, like_flags = allocate_states(torch.empty_like(grad, device="meta"), plan.slots)
-    stored = {
+    parameters = _given(w1, b1, w2, b2)
+    settings = make_settings(_parse(rule), *numbers, True)
+    check_tensors(grad, parameters, settings.rule, settings.precision)
+    like_states, like_flags = allocate_states(torch.empty_like(grad, device="meta"), settings.slots)
+    saved = {
         "counter": (counter, (3,), torch.int64),
         "states": (states, like_states.shape, like_states.dtype),
         "flags": (flags, like_flags.shape, like_flags.dtype),
     }
-    check_stored(stored, grad.device)
+    check_stored(saved, grad.device)
     states, flags, counter = map(aligned, (states, flags, counter))
-    weights = allocate_weights(parameters, precision)
+    weights = allocate_weights(grad.shape[1], parameters, settings.precision)
     shapes = tuple(parameter.shape for parameter in parameters)
     with device_guard(grad.device):
         pack_weights(parameters, weights, counter, None)
-        grads = run_backward(grad, Stored(states, flags, counter, weights), shapes, plan)
-    return tuple(gradient for gradient in grads if gradient is not None)
+        grads = run_backward(grad, SavedStates(states, flags, counter, weights), shapes, settings)
+    found = _given(*grads)
+    return found if b2 is not None else (*found, grad.new_empty(0))
 
 
 @torch.library.register_fake("fastnca::rollout_forward")
 def _fake_forward(
-    state: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *settings: Any
+    state: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor | None,
+    counter: Tensor,
+    rule: str,
+    *numbers: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    counter, steps, rate, precision, checkpoint_every, random, keep = settings
-    check_devices(state, w1, b1, w2, b2, counter)
-    plan = make_plan.__wrapped__(steps, rate, precision, checkpoint_every, keep, random)
-    states, flags = allocate_states(state, plan.slots)
+    check_devices(state, *_given(w1, b1, w2, b2), counter)
+    settings = make_settings.__wrapped__(_parse(rule), *numbers)
+    states, flags = allocate_states(state, settings.slots)
     return torch.empty_like(state, memory_format=torch.contiguous_format), states, flags
 
 
@@ -111,9 +154,70 @@ def _fake_backward(
     w1: Tensor,
     b1: Tensor,
     w2: Tensor,
-    b2: Tensor,
+    b2: Tensor | None,
+    counter: Tensor,
     *settings: Any,
 ) -> tuple[Tensor, ...]:
-    check_devices(grad, states, flags, w1, b1, w2, b2, settings[0])
-    likes = (grad, w1, b1, w2, b2)
+    check_devices(grad, states, flags, *_given(w1, b1, w2, b2), counter)
+    likes = (grad, w1, b1, w2, grad.new_empty(0) if b2 is None else b2)
     return tuple(torch.empty_like(a, memory_format=torch.contiguous_format) for a in likes)
+
+
+class _Rollout(torch.autograd.Function):
+    """Forward: `fastnca::rollout_forward`. Backward: `fastnca::rollout_backward`."""
+
+    @staticmethod
+    def forward(
+        counter: Tensor, settings: OperatorSettings, keep: bool, state: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        w1, b1, w2, b2 = (*parameters, None)[:4]
+        result: tuple[Tensor, Tensor, Tensor] = torch.ops.fastnca.rollout_forward(
+            state, w1, b1, w2, b2, counter, *settings, keep
+        )
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        counter, settings, _, *tensors = inputs
+        _, states, flags = output
+        ctx.mark_non_differentiable(states, flags)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(counter, states, flags, *tensors)
+        ctx.settings = settings
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> Grads:
+        grad, needed = grad_outputs[0], ctx.needs_input_grad
+        if grad is None:
+            return (None,) * len(needed)
+        grads = _RolloutGrad.apply(ctx.settings, grad, *ctx.saved_tensors)
+        found = (g if need else None for g, need in zip(grads, needed[3:], strict=False))
+        return None, None, None, *found
+
+
+class _RolloutGrad(torch.autograd.Function):
+    """The gradients of a rollout; refuse to be differentiated, instead of being wrong."""
+
+    @staticmethod
+    def forward(
+        settings: OperatorSettings,
+        grad: Tensor,
+        counter: Tensor,
+        states: Tensor,
+        flags: Tensor,
+        state: Tensor,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, ...]:
+        w1, b1, w2, b2 = (*parameters, None)[:4]
+        result: tuple[Tensor, ...] = torch.ops.fastnca.rollout_backward(
+            grad, states, flags, w1, b1, w2, b2, counter, *settings
+        )
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        refuse_second("triton")

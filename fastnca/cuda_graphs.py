@@ -1,4 +1,4 @@
-"""How launches become a CUDA graph.
+"""How kernel launches become a CUDA graph.
 
 `FASTNCA_GRAPHS=0` in the environment switches all graphs of this package off.
 """
@@ -7,6 +7,9 @@ import os
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
+from fastnca._torch_internals import end_allocation, release_pool
 
 Launches = Callable[[], None]
 Record = Callable[[Launches, torch.device], Launches]
@@ -15,22 +18,27 @@ ENVIRONMENT_VARIABLE = "FASTNCA_GRAPHS"
 
 
 def graphs_wanted() -> bool:
-    """Tell whether graphs may be captured and replayed."""
+    """Return whether graphs may be captured and replayed."""
     return os.environ.get(ENVIRONMENT_VARIABLE, "1") != "0"
+
+
+def is_capturing(tensor: Tensor) -> bool:
+    """Return whether a CUDA graph is being captured on the current stream of a tensor's device."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def record_cuda(launches: Launches, device: torch.device) -> Launches:
     """Capture launches, whose kernels must have run before, without running them.
 
     Args:
-        launches: launches kernels on the current stream; what it allocates belongs to the graph.
+        launches: launches kernels on the current stream. Its allocations belong to the graph.
         device: the CUDA device.
 
     Returns:
-        What replays them on the then current stream.
+        A function that replays the launches on the then current stream.
 
     Raises:
-        RuntimeError: the launches cannot be captured; the caller's stream is current again, and
+        RuntimeError: the launches cannot be captured. The caller's stream is current again, and
             torch's allocator serves it as before.
     """
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
@@ -56,11 +64,11 @@ def _abandon(pool: tuple[int, int], device: torch.device) -> None:
 
     Up to torch 2.11 it otherwise believes until the process ends that a capture is under way: then
     neither `torch.cuda.empty_cache` nor the retry after running out of memory frees anything.
-    Later versions end the pool themselves, and say so here.
+    Later versions end the pool themselves and raise an error here.
     """
     index = torch.cuda.current_device() if device.index is None else device.index
     try:
-        torch._C._cuda_endAllocateToPool(index, pool)
+        end_allocation(index, pool)
     except RuntimeError:
         return
-    torch._C._cuda_releasePool(index, pool)
+    release_pool(index, pool)

@@ -2,7 +2,8 @@
 
 The tutorial's own loop calls a model once a step. The kernels of `single_step` and
 `single_gradient` read states, parameters and gradients as they are, so nothing has to be packed,
-converted or cleared around them. What does not change from call to call is prepared once.
+converted or cleared around them. What does not change from call to call is prepared once. They
+compute the tutorial's rule, with any alive threshold.
 """
 
 from collections.abc import Hashable
@@ -11,6 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from fastnca import cuda_graphs
+from fastnca._torch_internals import is_wrapped
 from fastnca.backends.autograd import (
     Grads,
     dense,
@@ -18,9 +21,8 @@ from fastnca.backends.autograd import (
     refuse_forward_mode,
     refuse_saved,
 )
-from fastnca.backends.triton_fused import eager
-from fastnca.backends.triton_fused.checks import check_tensors
-from fastnca.backends.triton_fused.plan import make_plan
+from fastnca.backends.triton_fused.limits import check_tensors
+from fastnca.backends.triton_fused.settings import make_settings
 from fastnca.checks import Parameters, check_memory
 from fastnca.kernels import (
     OPERAND_DTYPES,
@@ -34,19 +36,23 @@ from fastnca.kernels import (
     prepare_forward,
     single_tiles,
 )
+from fastnca.rule import Rule
 
-MOST_PREPARED = 256
+MAX_PREPARED = 256
 
-MOST_TILES = 1 << 30
+MAX_TILES = 1 << 30
 """Tiles are numbered in 32 bits."""
 
-MOST_NUMBERS = 1 << 30
+MAX_NUMBERS = 1 << 30
 """In one grid of a state; offsets within a grid are 32-bit."""
 
-MOST_CELLS = {16: 1 << 60, 8: 1 << 17, 4: 1 << 11}
+MAX_CELLS = {16: 1 << 60, 8: 1 << 17, 4: 1 << 11}
 """By rows of a tile. Tiles overlap by a ring of one cell, so tiles of 16 rows compute each cell
 1.5 times, less than the launches they replace; lower tiles up to 2.7 times, which pays while the
 device is not full."""
+
+_FREE_FIELDS = frozenset(("hidden", "alive_threshold"))
+"""Fields of a rule that need not be the tutorial's."""
 
 
 class Prepared:
@@ -55,14 +61,15 @@ class Prepared:
     Args:
         state: `[B, C, H, W]` float32, of that kind.
         parameters: weights and biases of the two 1x1 convolutions.
-        seed: as in `single_step`; what matters is what it is.
+        rule: what a step computes.
+        seed: as in `single_step`; only its type matters.
         update_rate: probability that a cell updates.
         precision: "fp16", "bf16" or "ieee".
 
     Attributes:
         shapes: of the parameters.
-        suits: whether the kernels of a single step are the ones to take.
-        frozen: whether a CUDA graph would freeze the seed.
+        supported: whether the kernels of a single step can compute it, and gain by it.
+        freezes_seed: whether a CUDA graph would freeze the seed.
         saved: shapes of what a step saves for its backward pass, and its device.
     """
 
@@ -70,33 +77,33 @@ class Prepared:
         self,
         state: Tensor,
         parameters: Parameters,
+        rule: Rule,
         seed: int | Tensor | None,
         update_rate: float,
         precision: str,
     ) -> None:
         batch, channels, height, width = shape = cast(tuple[int, int, int, int], state.shape)
         self.shapes = tuple(parameter.shape for parameter in parameters)
-        self.frozen = isinstance(seed, int)
+        self.freezes_seed = isinstance(seed, int)
         hidden, device = parameters[1].shape[0], state.device
-        rule = make_plan(1, update_rate, precision, 1, True, seed is not None).rule
+        settings = make_settings(rule, 1, update_rate, precision, 1, seed is not None, True)
         wide, tall = padded_channels(channels), padded_hidden(hidden)
         kind = (wide, tall, OPERAND_DTYPES[precision], *device_facts(device))
         config = choose_launch("single_step", *kind)
         tiles = single_tiles(batch, height, width, config.tile_height)
         rectangles = count_rectangles(batch * channels, height, width)
-        self.suits = (
+        self.supported = (
             wide <= SINGLE_NETWORK[0]
             and tall <= SINGLE_NETWORK[1]
-            and batch * height * width <= MOST_CELLS[config.tile_height]
-            and channels * height * width <= MOST_NUMBERS
-            and 0 < max(tiles, rectangles) <= MOST_TILES
+            and batch * height * width <= MAX_CELLS[config.tile_height]
+            and channels * height * width <= MAX_NUMBERS
+            and 0 < max(tiles, rectangles) <= MAX_TILES
         )
-        if not self.suits:
+        if not self.supported:
             return
+        rest = settings.kernel_rule, isinstance(seed, Tensor)
         self.forward, self.forward_keeping = (
-            prepare_forward(
-                shape, hidden, precision, rule, isinstance(seed, Tensor), keep, device, config
-            )
+            prepare_forward(shape, hidden, precision, *rest, keep, device, config)
             for keep in (False, True)
         )
         config = choose_launch("single_gradient", *kind)
@@ -114,6 +121,7 @@ _prepared: dict[Hashable, Prepared] = {}
 def single_step(
     state: Tensor,
     parameters: Parameters,
+    rule: Rule,
     seed: int | Tensor | None,
     step: int,
     update_rate: float,
@@ -123,24 +131,26 @@ def single_step(
 
     Args:
         state: `[B, C, H, W]` float32, any strides.
-        parameters: weights and biases of the two 1x1 convolutions.
-        seed: the seed's 64 bits as a signed number, a `[]` int64 tensor on the state's device,
-            or None, which updates every cell.
+        parameters: weights and biases of the two 1x1 convolutions, float32.
+        rule: what a step computes.
+        seed: the seed's 64 bits as a signed int, a `[]` int64 tensor on the state's device, or
+            None, which updates every cell.
         step: number of the step.
         update_rate: probability that a cell updates.
         precision: "fp16", "bf16" or "ieee".
 
     Returns:
-        `[B, C, H, W]` float32, contiguous; None if it is for the kernels of rollouts to compute,
-        or to refuse.
+        `[B, C, H, W]` float32, contiguous; None if a rollout of one step must compute or refuse it.
 
     Raises:
         RuntimeError: the kernels cannot run.
         ValueError: a shape or the update rate does not fit.
     """
+    if (rule.changed and not _FREE_FIELDS.issuperset(rule.changed)) or len(parameters) != 4:
+        return None
     w1, b1, w2, b2 = parameters
     device, dtype = state.device, torch.float32
-    key = (state.shape, b1.numel(), device, type(seed), update_rate, precision)
+    key = (state.shape, b1.numel(), device, type(seed), update_rate, precision, rule.json)
     prepared = _prepared.get(key)
     if not (
         prepared is not None
@@ -148,11 +158,12 @@ def single_step(
         and device == w1.device == b1.device == w2.device == b2.device
         and state.dtype is w1.dtype is b1.dtype is w2.dtype is b2.dtype is dtype
     ):
-        check_tensors(state, parameters, precision)
-        if len(_prepared) >= MOST_PREPARED:
+        check_tensors(state, parameters, rule, precision)
+        if len(_prepared) >= MAX_PREPARED:
             _prepared.clear()
-        prepared = _prepared[key] = Prepared(state, parameters, seed, update_rate, precision)
-    if not prepared.suits or (prepared.frozen and eager._capturing(state)):
+        prepared = Prepared(state, parameters, rule, seed, update_rate, precision)
+        _prepared[key] = prepared
+    if not prepared.supported or (prepared.freezes_seed and cuda_graphs.is_capturing(state)):
         return None
     if torch.is_grad_enabled() and (
         state.requires_grad
@@ -161,7 +172,13 @@ def single_step(
         or w2.requires_grad
         or b2.requires_grad
     ):
-        left_over = _wrapped(state) or _wrapped(w1) or _wrapped(b1) or _wrapped(w2) or _wrapped(b2)
+        left_over = (
+            is_wrapped(state)
+            or is_wrapped(w1)
+            or is_wrapped(b1)
+            or is_wrapped(w2)
+            or is_wrapped(b2)
+        )
         apply = _SingleStep.apply if left_over else _apply
         result: Tensor = apply(state, w1, b1, w2, b2, seed, step, prepared)
         return result
@@ -232,14 +249,12 @@ class _SingleStep(torch.autograd.Function):
 
 
 _apply = super(torch.autograd.Function, _SingleStep).apply
-"""What `_SingleStep.apply` ends in, once it has looked for transforms of torch.func, of which there
-are none here, and for tensors that one of them has left over."""
-
-_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+"""The end of `_SingleStep.apply`, after it has looked for transforms of `torch.func`, of which
+there are none here, and for tensors that one of them has left over."""
 
 
 def _backward(
-    prepared: Prepared, grad: Tensor, saved: tuple[Tensor, ...], state_too: bool
+    prepared: Prepared, grad: Tensor, saved: tuple[Tensor, ...], needs_state_grad: bool
 ) -> tuple[Tensor, ...]:
     """Return the gradients of the state, unfinished if it is not wanted, and of the parameters."""
     state, w1, b1, w2, b2, fates = saved
@@ -258,5 +273,5 @@ def _backward(
     scratch = like(prepared.scratch)
     launches = prepared.backward
     launches.first(state, fates.contiguous(), dense(grad), w1, b1, w2, grads[0], scratch)
-    (launches.last if state_too else launches.sums)(scratch, *grads)
+    (launches.last if needs_state_grad else launches.sums)(scratch, *grads)
     return grads

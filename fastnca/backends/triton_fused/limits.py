@@ -1,14 +1,21 @@
-"""Every reason why the fused path cannot run, one sentence each."""
+"""Every reason why the fused path cannot run, one sentence each, and checks of tensors."""
 
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 
 import numpy
 import torch
+from torch import Tensor
 
+from fastnca._torch_internals import assume_constant_result
+from fastnca.checks import Parameters, check_like, check_memory
 from fastnca.rule import TUTORIAL, Rule
+
+Kind = tuple[torch.Size, torch.dtype, torch.device]
 
 PRECISIONS = ("fp16", "bf16", "ieee")
 MIN_CHANNELS, MAX_CHANNELS = 4, 32
@@ -21,7 +28,7 @@ MAX_WIDTH = 1 << 20
 MAX_TILES = 1 << 30
 """Tiles, of eight columns and at least four rows, are numbered in 32 bits."""
 
-
+_NAMES = ("w1", "b1", "w2", "b2")
 _AUTOCAST = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -29,11 +36,12 @@ _AUTOCAST = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 def interpreted() -> bool:
     """Return whether Triton kernels run in its interpreter, which needs no GPU.
 
-    Triton asks its environment variable when a kernel is defined, so a process has one answer.
+    Triton reads its environment variable when a kernel is defined: a process has one answer.
     """
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+@assume_constant_result  # torch.compile takes the machine as it finds it while it traces
 def fused_reasons(
     device: torch.device | str,
     dtype: torch.dtype,
@@ -199,6 +207,75 @@ def _device_reasons(device: torch.device, interpreted: bool) -> tuple[str, ...]:
     return ()
 
 
-# torch.compile takes the machine as it finds it while it traces. This is
-# torch.compiler.assume_constant_result, which would import the whole compiler here.
-vars(fused_reasons)["_dynamo_marked_constant"] = True
+def check_tensors(state: Tensor, parameters: Parameters, rule: Rule, precision: str) -> None:
+    """Check that the kernels can run a state and a network.
+
+    Args:
+        state: `[B, C, H, W]` float32.
+        parameters: weights and biases of the two 1x1 convolutions, of the shapes of `rule` but for
+            the width of the hidden layer, float32 on the state's device.
+        rule: what a step computes.
+        precision: "fp16", "bf16" or "ieee".
+
+    Raises:
+        RuntimeError: they cannot; the message holds every reason.
+        ValueError: a shape does not fit.
+    """
+    if state.dim() != 4:
+        raise ValueError(f"state must be [B, C, H, W], got {tuple(state.shape)}")
+    tensors = (state, *parameters)
+    kinds = tuple([(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors])
+    if reasons := _tensor_reasons(kinds, rule, precision, interpreted()):
+        raise RuntimeError("the fused kernels cannot run this rollout: " + " ".join(reasons))
+    for name, tensor in zip(("state", *_NAMES), tensors, strict=False):
+        check_like(tensor, state, name)
+        check_memory(tensor, name)
+
+
+def check_stored(
+    tensors: Mapping[str, tuple[Tensor, Sequence[int], torch.dtype]], device: torch.device
+) -> None:
+    """Check the arguments of an operator beside state and parameters.
+
+    Args:
+        tensors: by name, each with the shape and the dtype that it must have.
+        device: where they must be.
+
+    Raises:
+        ValueError: something does not fit.
+    """
+    for name, (tensor, shape, dtype) in tensors.items():
+        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype or tensor.device != device:
+            raise ValueError(
+                f"{name} must be {list(shape)} {dtype} on {device}, got {list(tensor.shape)} "
+                f"{tensor.dtype} on {tensor.device}"
+            )
+
+
+@lru_cache(maxsize=256)
+def _tensor_reasons(
+    kinds: tuple[Kind, ...], rule: Rule, precision: str, interpreted: bool
+) -> tuple[str, ...]:
+    """List every reason why a state and parameters of these kinds cannot run.
+
+    Raises:
+        ValueError: a shape does not fit.
+    """
+    (shape, dtype, device), *found = kinds
+    reasons = rule_reasons(rule)
+    if reasons:
+        return tuple(reasons)
+    batch, channels, height, width = shape
+    shapes = tuple(tuple(kind[0]) for kind in found)
+    hidden = max(1, *(each[0] for each in shapes[1:2] if each), 1)
+    expected = tuple(replace(rule, hidden=(hidden,)).shapes(channels).values())[1:]
+    if shapes != expected:
+        raise ValueError(
+            f"parameters for {channels} channels must have the shapes {expected}, got {shapes}"
+        )
+    reasons = fused_reasons(device, dtype, channels, hidden, precision)
+    reasons += shape_reasons(batch, height, width)
+    for name, kind in zip(_NAMES, found, strict=False):
+        if kind[1:] != (torch.float32, device):
+            reasons.append(f"{name} must be float32 on {device}, got {kind[1]} on {kind[2]}.")
+    return tuple(reasons)
