@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fastnca._torch_internals import is_wrapped
 from fastnca.rule import TUTORIAL, Rule
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def check_rollout(state: Tensor, parameters: Parameters, rule: Rule = TUTORIAL) 
             check_like(tensor, state, "a parameter" if tensor is not state else "state")
         if tensor.device != device:
             check_like(tensor, state, "a parameter")
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if is_wrapped(tensor):
             continue  # operators find what is in it
         needed = (tensor.storage_offset() + tensor.numel()) * tensor.itemsize
         if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() < needed:
@@ -160,7 +161,7 @@ def check_memory(tensor: Tensor, name: str) -> None:
     Raises:
         ValueError: it does not.
     """
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # operators find what is in it
+    if is_wrapped(tensor):  # operators find what is in it
         return
     count, found = tensor.numel(), tensor.untyped_storage().nbytes()
     if count and not tensor.is_contiguous():

@@ -6,8 +6,8 @@ from weakref import ref
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
+from fastnca._torch_internals import assume_constant_result, count_dispatch_modes, disable_modes
 from fastnca.reference import make_filters
 from fastnca.rule import Rule
 
@@ -17,11 +17,7 @@ def has_filters(filters: Tensor, channels: int, rule: Rule) -> bool:
 
     For filters on a GPU, and where torch looks at operators: elsewhere they are just compared.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or filters.is_inference()
-    ):
+    if torch.compiler.is_compiling() or count_dispatch_modes() or filters.is_inference():
         return _equals_filters(filters, channels, rule)
     written = (filters._version, filters.data_ptr(), channels, rule.filters)
     known = _compared.get(id(filters))
@@ -33,16 +29,13 @@ def has_filters(filters: Tensor, channels: int, rule: Rule) -> bool:
     return known[2]
 
 
+@assume_constant_result  # torch.compile takes the filters as it finds them while it traces
 def _equals_filters(filters: Tensor, channels: int, rule: Rule) -> bool:
-    if not torch._C._len_torch_dispatch_stack():
+    if not count_dispatch_modes():
         return torch.equal(filters, expected_filters(channels, rule, filters.dtype, filters.device))
-    with _disable_current_modes():  # a mode would see the comparison, or make fake filters
+    with disable_modes():  # a mode would see the comparison, or make fake filters
         return torch.equal(filters, expected_filters(channels, rule, filters.dtype, filters.device))
 
-
-# torch.compile takes a model's fixed filters as it finds them while it traces. This is
-# torch.compiler.assume_constant_result, which would import the whole compiler here.
-vars(_equals_filters)["_dynamo_marked_constant"] = True
 
 _compared: dict[int, tuple["ref[Tensor]", tuple[Any, ...], bool]] = {}
 """Filters on a GPU, where a comparison waits for the device, by id: compared once per change that

@@ -17,6 +17,7 @@ import torch.nn as nn
 import torch.nn.modules.module as global_hooks
 from torch import Tensor
 
+from fastnca._torch_internals import count_dispatch_modes
 from fastnca.backends.autograd import PLAIN
 from fastnca.checks import Parameters
 from fastnca.fixed_filters import expected_filters, has_filters
@@ -223,7 +224,7 @@ def _perception_fault(model: "NeuralCA", perception: nn.Module | None) -> str:
         return f"perception.filters has another shape than {len(rule.filters)} filters per channel"
     if filters.requires_grad:
         return "perception.filters has a gradient; use Rule(learn_filters=True)"
-    if filters.is_cuda or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if filters.is_cuda or torch.compiler.is_compiling() or count_dispatch_modes():
         equal = has_filters(filters, model.num_channels, rule)
     else:
         equal = torch.equal(

@@ -9,9 +9,18 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
-from torch.autograd import forward_ad
 from torch.compiler import is_compiling
+
+from fastnca._torch_internals import (
+    add_batch_dim,
+    count_dispatch_modes,
+    decrement_vmap_level,
+    forward_ad,
+    increment_vmap_level,
+    is_legacy_batched,
+    remove_batch_dim,
+    transforms_active,
+)
 
 Grads = tuple[Tensor | None, ...]
 
@@ -27,8 +36,8 @@ def observed(tensors: Sequence[Tensor]) -> bool:
     """
     return (
         is_compiling()  # first: the others cannot be traced
-        or _are_functorch_transforms_active()
-        or _len_torch_dispatch_stack() > 0
+        or transforms_active()
+        or count_dispatch_modes() > 0
         or not PLAIN.issuperset(map(type, tensors))
     )
 
@@ -106,7 +115,7 @@ def first_order_only(
             makes it, is taken apart, and they are computed one after the other.
         inputs: what the gradients depend on, too.
     """
-    if torch._C._functorch.is_legacy_batchedtensor(grad):
+    if is_legacy_batched(grad):
         return _one_by_one(partial(first_order_only, backend, compute), grad, inputs)
     if not torch.is_grad_enabled():  # nobody wants a graph of the gradients
         return compute(grad)
@@ -122,12 +131,12 @@ def _one_by_one(compute: Callable[..., Grads], grads: Tensor, inputs: tuple[Tens
         grads: `vmap`'s stand-in for several, as a vectorized `jacobian` makes it.
         inputs: what the gradients depend on, too.
     """
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    each = torch._remove_batch_dim(grads, level, 0, 0)
+    level = increment_vmap_level() - 1
+    decrement_vmap_level()
+    each = remove_batch_dim(grads, level, 0, 0)
     found = [compute(grad, *inputs) for grad in each]
     return tuple(
-        None if tensors[0] is None else torch._add_batch_dim(torch.stack(tensors), 0, level)
+        None if tensors[0] is None else add_batch_dim(torch.stack(tensors), 0, level)
         for tensors in zip(*found, strict=True)
     )
 

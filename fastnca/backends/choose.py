@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch._C import (
-    _are_functorch_transforms_active,
-    _get_tracing_state,
-    _len_torch_dispatch_stack,
-    _len_torch_function_stack,
-)
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.autograd import forward_ad
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 
+from fastnca._torch_internals import (
+    DeviceContext,
+    count_dispatch_modes,
+    count_function_modes,
+    forward_ad,
+    function_modes,
+    is_wrapped,
+    tracing_state,
+    transforms_active,
+)
 from fastnca.backends import BackendError, requested_backend
 from fastnca.backends.autograd import PLAIN
 from fastnca.backends.base import BACKENDS, Backend, RolloutCall, precision_reasons, register
@@ -88,7 +88,7 @@ def choose(model: "NeuralCA", argument: str, call: RolloutCall) -> Backend | Non
         # the flag, because torch.compile of torch 2.11 takes is_exporting() for true
         if torch.compiler._is_exporting_flag if compiling else seen:
             return None
-        if not compiling and (forward_ad._current_level >= 0 or _len_torch_dispatch_stack()):
+        if not compiling and (forward_ad._current_level >= 0 or count_dispatch_modes()):
             return None
     refused: list[tuple[str, list[str]]] = []
     common: list[str] | None = None
@@ -172,24 +172,22 @@ def _insist(name: str, model: "NeuralCA", call: RolloutCall) -> Backend | None:
 
 def is_observed(state: Tensor) -> bool:
     """Tell whether a transform or a mode of torch is to see, or to replace, every operator."""
-    modes = forward_ad._current_level >= 0 or _len_torch_dispatch_stack()
+    modes = forward_ad._current_level >= 0 or count_dispatch_modes()
     return bool(modes or _call_reasons(state))
 
 
 def _call_reasons(state: Tensor) -> list[str]:
     """List what about a call, beside model and machine, keeps it from the fast backends."""
     reasons = []
-    if _are_functorch_transforms_active():
+    if transforms_active():
         reasons.append("torch.func transforms go through the reference operators")
-    if _get_tracing_state() is not None:
+    if tracing_state() is not None:
         reasons.append("torch.jit.trace records the reference operators")
-    if _len_torch_function_stack() and not all(
-        type(mode) is DeviceContext for mode in _get_current_function_mode_stack()
-    ):
+    if count_function_modes() and not all(type(mode) is DeviceContext for mode in function_modes()):
         reasons.append("a TorchFunctionMode is active, which sees the reference's functions only")
     if type(state) not in PLAIN:
         reasons.append(f"the state is a {type(state).__name__}, a subclass of torch.Tensor")
-    elif is_functorch_wrapped_tensor(state):
+    elif is_wrapped(state):
         reasons.append("the state is left over from a transform of torch.func")
     elif state.layout is not torch.strided:
         reasons.append(f"the state has layout {state.layout}, and must be dense")

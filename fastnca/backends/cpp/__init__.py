@@ -9,6 +9,7 @@ The algorithm is that of the `torch` backend, `fastnca.backends.torch_active`; t
 it is laid out.
 """
 
+from fastnca._torch_internals import assume_constant_result
 from fastnca.backends.base import ExactBackend, RolloutCall, exact_reasons
 from fastnca.backends.cpp.build import cpp_reasons
 from fastnca.backends.cpp.rollout import compute
@@ -17,9 +18,7 @@ from fastnca.backends.cpp.threads import reserved_threads
 
 __all__ = ["Cpp", "cpp_reasons", "reserved_threads", "rule_reasons"]
 
-# torch.compile takes the machine as it finds it while it traces. This is
-# torch.compiler.assume_constant_result, which would import the whole compiler here.
-vars(cpp_reasons)["_dynamo_marked_constant"] = True
+assume_constant_result(cpp_reasons)  # torch.compile takes the machine as it finds it
 
 
 class Cpp(ExactBackend):

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from fastnca._torch_internals import forward_ad
 from fastnca.backends.autograd import (
     Grads,
     first_order_only,

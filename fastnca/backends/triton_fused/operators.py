@@ -63,7 +63,8 @@ def record(
     """
     tensors = (state, *parameters)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    result: Tensor = _Rollout.apply(counter, settings, keep, *tensors)[0]
+    padding = () if len(parameters) == 4 else (None,)
+    result: Tensor = _Rollout.apply(*tensors, *padding, counter, settings, keep)[0]
     return result
 
 
@@ -168,9 +169,15 @@ class _Rollout(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        counter: Tensor, settings: OperatorSettings, keep: bool, state: Tensor, *parameters: Tensor
+        state: Tensor,
+        w1: Tensor,
+        b1: Tensor,
+        w2: Tensor,
+        b2: Tensor | None,
+        counter: Tensor,
+        settings: OperatorSettings,
+        keep: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        w1, b1, w2, b2 = (*parameters, None)[:4]
         result: tuple[Tensor, Tensor, Tensor] = torch.ops.fastnca.rollout_forward(
             state, w1, b1, w2, b2, counter, *settings, keep
         )
@@ -178,21 +185,21 @@ class _Rollout(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        counter, settings, _, *tensors = inputs
+        state, w1, b1, w2, b2, counter, settings, _ = inputs
         _, states, flags = output
         ctx.mark_non_differentiable(states, flags)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(counter, states, flags, *tensors)
+        ctx.save_for_backward(state, w1, b1, w2, b2, counter, states, flags)
         ctx.settings = settings
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> Grads:
-        grad, needed = grad_outputs[0], ctx.needs_input_grad
+        grad = grad_outputs[0]
         if grad is None:
-            return (None,) * len(needed)
-        grads = _RolloutGrad.apply(ctx.settings, grad, *ctx.saved_tensors)
-        found = (g if need else None for g, need in zip(grads, needed[3:], strict=False))
-        return None, None, None, *found
+            return (None,) * 8
+        grads = _RolloutGrad.apply(grad, *ctx.saved_tensors, ctx.settings)
+        needed = ctx.needs_input_grad
+        return *(g if need else None for g, need in zip(grads, needed, strict=False)), *(None,) * 3
 
 
 class _RolloutGrad(torch.autograd.Function):
@@ -200,15 +207,17 @@ class _RolloutGrad(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        settings: OperatorSettings,
         grad: Tensor,
+        state: Tensor,
+        w1: Tensor,
+        b1: Tensor,
+        w2: Tensor,
+        b2: Tensor | None,
         counter: Tensor,
         states: Tensor,
         flags: Tensor,
-        state: Tensor,
-        *parameters: Tensor,
+        settings: OperatorSettings,
     ) -> tuple[Tensor, ...]:
-        w1, b1, w2, b2 = (*parameters, None)[:4]
         result: tuple[Tensor, ...] = torch.ops.fastnca.rollout_backward(
             grad, states, flags, w1, b1, w2, b2, counter, *settings
         )
