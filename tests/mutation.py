@@ -1,9 +1,9 @@
 """Deliberate mistakes in source files, found by their statements instead of their spelling.
 
 Source and pattern are compared token by token, Python and C++ alike: white space, line breaks and
-comments do not count. In a pattern `$name` is any identifier, the same one wherever it occurs, and
-`$$name` an expression: tokens with balanced brackets, as few as possible, within one statement.
-What replaces a match uses the same names, and line breaks in it keep the indentation.
+comments do not count. In a pattern `$name` is any identifier, the same one wherever it occurs,
+`$$name` an expression, as few tokens with balanced brackets as possible, and `$$$name` the same
+across statements. What replaces a match uses these names; its line breaks keep the indentation.
 """
 
 import ast
@@ -16,7 +16,7 @@ from typing import NamedTuple
 COMMENT, CPP_COMMENT = r"\#[^\n]*", r"//[^\n]*|/\*.*?\*/"
 TOKEN = r"""
     (?:[bfruBFRU]{0,2}(?:\"{3}.*?\"{3}|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'))
-    | \d[\w.]* | \$\$?\w+ | \w+
+    | \d[\w.]* | \$+\w+ | \w+
     | (?:<<|>>|\*\*|//)=? | [-+*/%&|^=!<>:]= | -> | :: | && | \|\| | \+\+ | --
     | .
 """
@@ -95,7 +95,7 @@ def mutate(text: str, mutant: Mutant) -> tuple[str, int]:
     start, end = slices[""]
     line = text[text.rfind("\n", 0, start) + 1 : start]
     indented = mutant.after.replace("\n", "\n" + line[: len(line) - len(line.lstrip())])
-    new = re.sub(r"\$\$?\w+", lambda match: text[slice(*slices[match.group()])], indented)
+    new = re.sub(r"\$+\w+", lambda match: text[slice(*slices[match.group()])], indented)
     return text[:start] + new + text[end:], len(found)
 
 
@@ -108,7 +108,7 @@ def _match(pattern: list[str], tokens: list[Token], at: int, captures: Captures)
     head, rest = pattern[0], pattern[1:]
     ends: Iterable[int] = [at + 1]
     if head.startswith("$$"):
-        ends = _expressions(tokens, at)
+        ends = _expressions(tokens, at, head.startswith("$$$"))
     elif tokens[at].text != head and not (head[0] == "$" and tokens[at].text.isidentifier()):
         return None
     for end in ends:
@@ -122,12 +122,13 @@ def _match(pattern: list[str], tokens: list[Token], at: int, captures: Captures)
     return None
 
 
-def _expressions(tokens: list[Token], at: int) -> Iterator[int]:
-    """Yield the ends of balanced sequences of tokens from `at` on that stay in one statement."""
+def _expressions(tokens: list[Token], at: int, statements: bool) -> Iterator[int]:
+    """Yield the ends of tokens with balanced brackets from `at` on, in one statement or several."""
     outside = tokens[at - 1].depth if at else 0
     for end in range(at, len(tokens)):
         text, _, _, depth, begins = tokens[end]
-        if depth < outside or (depth == outside and (text == ";" or (begins and end > at))):
+        ended = not statements and depth == outside and (text == ";" or (begins and end > at))
+        if depth < outside or ended:
             return
         if depth == outside:
             yield end + 1

@@ -8,138 +8,226 @@ import torch
 from fastnca import NeuralCA
 from fastnca.backends.cpp import build, library
 from tests.helpers import COMPILED, copy_weights, excite, relative_error, roll_out
+from tests.mutation import Mutant
 from tests.test_cpp_rules import VARIANTS, compare
 
 pytestmark = COMPILED
 
 MUTANTS = {
-    "mask dropped": ("forward.h", "reach[x] & (mask ? mask[x] : 1)", "reach[x]"),
-    "seed used again every step": ("rollout.cpp", "call.first_step + step,", "call.first_step,"),
-    "masks of the first grid for all": ("rollout.cpp", "number * cells + skipped, (", "skipped, ("),
-    "filters swapped": (
+    "mask dropped": Mutant(
+        "forward.h",
+        "E5",
+        "$near[$x] = $reach[$x] & ($$mask)",
+        "$near[$x] = $reach[$x]",
+        "list_cells",
+    ),
+    "seed used again every step": Mutant(
+        "rollout.cpp",
+        "E4",
+        "draw_mask($$seed, $call.first_step + $step,",
+        "draw_mask($$seed, $call.first_step,",
+    ),
+    "masks of the first grid for all": Mutant(
+        "rollout.cpp", "E4", "$number * $cells + $skipped, (", "$skipped, (", "forward_grid"
+    ),
+    "filters swapped": Mutant(
         "perceive.h",
-        "falling - rising + (along + along)",
-        "falling + rising + (across + across)",
+        "E1",
+        "store($$x, $falling + $rising + ($across + $across)); store($$y, $$sobel_y);",
+        "store($$x, $falling + $rising + ($across + $across));"
+        "store($$y, $falling + $rising + ($across + $across));",
     ),
-    "halo left out": (
+    "halo left out": Mutant(
         "forward.h",
-        "spread(pre_, reach_,",
-        "spread(visible_, reach_,",
+        "E5",
+        "spread($visible, $pre, $$lines); if ($$both) spread($pre, $reach,",
+        "spread($visible, $pre, $$lines); if ($$both) spread($visible, $reach,",
     ),
-    "threshold not strict": (
+    "threshold not strict": Mutant(
         "forward.h",
-        "fresh_[i * stride + ALPHA] > threshold_",
-        "fresh_[i * stride + ALPHA] >= threshold_",
+        "E5",
+        "$fresh[$$i + ALPHA] > $threshold",
+        "$fresh[$$i + ALPHA] >= $threshold",
+        "settle",
     ),
-    "cells born that were dead before": ("forward.h", "pre_[row] & post_[row]", "post_[row]"),
-    "post-update test dropped": ("forward.h", "pre_[row] & post_[row]", "pre_[row]"),
-    "values outside the living region left": (
+    "cells born that were dead before": Mutant(
+        "forward.h", "E6", "$pre[$row] & $post[$row]", "$post[$row]", "settle"
+    ),
+    "post-update test dropped": Mutant(
+        "forward.h", "E7", "$pre[$row] & $post[$row]", "$pre[$row]", "settle"
+    ),
+    "values outside the living region left": Mutant(
         "forward.h",
-        "for (const int32_t row : gone_) clear",
-        "for (const int32_t row : {0}) clear",
+        "E7",
+        "for (const int32_t $row : $gone) clear_row(",
+        "for (const int32_t $row : {0}) clear_row(",
     ),
-    "cells that are gone not put back": (
-        "backward.h",
-        "put(record.gone, record.gone_cells, record.gone_old);",
-        "",
+    "cells that are gone not put back": Mutant(
+        "backward.h", "", "put($record.gone, $$cells, $$old);", "", "undo"
     ),
-    "transposed filters not negated": ("perceive.h", "sent[3] = -(x + x)", "sent[3] = x + x"),
-    "gradient of dead cells kept": ("backward.h", "!any || !flags[row]", "!any"),
-    "rectifier not differentiated": ("vectors.h", "load(gate + place) > Vector", "1 > Vector"),
-    "bias gradient lost": (
+    "transposed filters not negated": Mutant(
+        "perceive.h", "E12", "$sent[3] = -($x + $x)", "$sent[3] = $x + $x", "send_back"
+    ),
+    "gradient of dead cells kept": Mutant(
+        "backward.h", "E8", "!$any || !$flags[$row]", "!$any", "mask"
+    ),
+    "rectifier not differentiated": Mutant(
+        "vectors.h", "E10", "load($gate + $place) > Vector", "1 > Vector"
+    ),
+    "bias gradient lost": Mutant(
+        "network.h", "E9", "add_columns($grad, $count,", "add_columns($grad, 0,", "differentiate"
+    ),
+    "bias gradient of the first layer lost": Mutant(
         "network.h",
-        "add_columns(grad_delta, count,",
-        "add_columns(grad_delta, 0,",
+        "E10",
+        "add_columns($grad.data(), $count,",
+        "add_columns($grad.data(), 0,",
+        "differentiate",
     ),
-    "bias gradient of the first layer lost": (
+    "gradient of a hidden unit not sent back": Mutant(
         "network.h",
-        "add_columns(grad_hidden_.data(), count,",
-        "add_columns(grad_hidden_.data(), 0,",
+        "E11",
+        "from_hidden.data(), $stride, $grad, $stride, $weights.hidden}",
+        "from_hidden.data(), $stride, $grad, $stride, $weights.hidden - 1}",
+        "differentiate",
     ),
-    "eighth lost": ("perceive.h", "T(0.125)", "T(0.25)"),
-    "sums of other groups lost": ("rollout.cpp", "sums[0].add(sums[i]);", ""),
-    "an odd cell at the end of a tile lost": ("network.h", "(count + 1) / 2 * 2", "count / 2 * 2"),
+    "eighth lost": Mutant("perceive.h", "E1", "T(0.125)", "T(0.25)", "scale"),
+    "sums of other groups lost": Mutant("rollout.cpp", "E9", "$sums[0].add($sums[$i]);", ""),
+    "an odd cell at the end of a tile lost": Mutant(
+        "network.h", "E3", "($count + 1) / 2 * 2", "$count / 2 * 2", "even"
+    ),
 }
 
 
 RULE_MUTANTS = {
-    "wrap off by one": ("grid.h", "CIRCULAR ? count :", "CIRCULAR ? count - 1 :"),
-    "wrap to the wrong end": ("grid.h", "CIRCULAR ? 1 : p", "CIRCULAR ? count : p"),
-    "corners of the margin left": (
+    "wrap off by one": Mutant(
+        "grid.h", "E1", "CIRCULAR ? $count :", "CIRCULAR ? $count - 1 :", "shown_before"
+    ),
+    "wrap to the wrong end": Mutant(
         "grid.h",
-        "copy(grid.pitch(), grid.cell(grid.shown_b",
-        "copy(1, grid.cell(grid.shown_b",
+        "E1",
+        "CIRCULAR ? 1 : $padding == REFLECT ? $count - 1",
+        "CIRCULAR ? $count : $padding == REFLECT ? $count - 1",
+        "shown_after",
     ),
-    "margin not filled again in the backward pass": (
-        "backward.h",
-        "fill_margins(grid_, stride, rows_.data());",
-        "",
+    "corners of the margin left": Mutant(
+        "grid.h",
+        "E1",
+        "$copy($grid.pitch(), $grid.cell($grid.shown_before(",
+        "$copy(1, $grid.cell($grid.shown_before(",
+        "fill_margins",
     ),
-    "margin's gradient not folded": (
-        "backward.h",
-        "fold_margins(grid_, stride, grad_.data());",
-        "",
+    "margin not filled again in the backward pass": Mutant(
+        "backward.h", "E1", "fill_margins($$rows);", ""
     ),
-    "margin's gradient folded twice": ("grid.h", "rows[from * stride + i] = 0;", ""),
-    "flags not wrapped": ("forward.h", "if (grid_.padding == CIRCULAR) fill", "if (false) fill"),
-    "lines not wrapped": ("grid.h", "if (grid.padding == CIRCULAR && around)", "if (false)"),
-    "transpose not flipped": (
+    "margin's gradient not folded": Mutant("backward.h", "E12", "fold_margins($$grad);", ""),
+    "margin's gradient folded twice": Mutant(
+        "grid.h", "E12", "$rows[$from * $stride + $i] = 0;", "", "fold_margins"
+    ),
+    "flags not wrapped": Mutant(
+        "forward.h",
+        "E2",
+        "if ($grid.padding == CIRCULAR) fill_margins",
+        "if (false) fill_margins",
+        "spread",
+    ),
+    "lines not wrapped": Mutant(
+        "grid.h", "", "if ($grid.padding == CIRCULAR && $around)", "if (false)", "widened"
+    ),
+    "transpose not flipped": Mutant(
         "perceive.h",
-        "sent[i] += taps_[k][i] * value",
-        "sent[i] += taps_[k][8 - i] * value",
+        "E12",
+        "$sent[$i] += $taps[$k][$i] * $value",
+        "$sent[$i] += $taps[$k][8 - $i] * $value",
     ),
-    "filter transposed": ("perceive.h", "near(i / 3 - 1, i % 3 - 1)", "near(i % 3 - 1, i / 3 - 1)"),
-    "fourth filter lost": ("perceive.h", "store(to + k * channels_, sum);", ""),
-    "fourth filter's gradient lost": (
+    "filter transposed": Mutant(
         "perceive.h",
-        "sent[i] += taps_[k][i] * value",
-        "sent[i] += k < 3 ? taps_[k][i] * value : Vector<T>{}",
+        "E1",
+        "$near($i / 3 - 1, $i % 3 - 1)",
+        "$near($i % 3 - 1, $i / 3 - 1)",
     ),
-    "input updated": ("network.h", "to[c] = row[c];", "to[c] = row[c] + T(0.5);"),
-    "input cleared in dead cells": (
+    "fourth filter lost": Mutant(
+        "perceive.h", "E1", "store($to + $k * $channels, $sum);", "", "perceive"
+    ),
+    "fourth filter's gradient lost": Mutant(
+        "perceive.h",
+        "E12",
+        "$sent[$i] += $taps[$k][$i] * $value",
+        "$sent[$i] += $k < 3 ? $taps[$k][$i] * $value : Vector<T>{}",
+    ),
+    "input updated": Mutant(
+        "network.h", "E5", "$to[$c] = $row[$c];", "$to[$c] = $row[$c] + T(0.5);", "update"
+    ),
+    "input cleared in dead cells": Mutant(
         "forward.h",
-        "copy_row(stride, fresh, values) : clear_row(weights_.own, values)",
-        "copy_row(stride, fresh, values) : clear_row(stride, values)",
+        "E7",
+        "copy_row($stride, $fresh, $values) : clear_row($$own, $values)",
+        "copy_row($stride, $fresh, $values) : clear_row($stride, $values)",
     ),
-    "input cleared in cells that are gone": (
+    "input cleared in cells that are gone": Mutant(
         "forward.h",
-        "for (const int32_t row : gone_) clear_row(weights_.own,",
-        "for (const int32_t row : gone_) clear_row(stride,",
+        "E7",
+        "for (const int32_t $row : $gone) clear_row($$own, $$rows + $row * $stride)",
+        "for (const int32_t $row : $gone) clear_row($stride, $$rows + $row * $stride)",
     ),
-    "inputs far from the last state's cells lost": ("forward.h", "|| weights_.rule.inputs > 0", ""),
-    "gradient of an input lost": (
-        "backward.h",
-        "clear_row(weights_.own, grad_",
-        "clear_row(weights_.channels, grad_",
+    "inputs far from the last state's cells lost": Mutant(
+        "forward.h", "", "|| $weights.rule.inputs > 0", "", "leave"
     ),
-    "halo searched without a test after the step": (
-        "forward.h",
-        "before && !after ? pre_ : reach_",
-        "pre_",
+    "gradient of an input lost": Mutant(
+        "backward.h", "E8", "clear_row($weights.own,", "clear_row($weights.channels,", "mask"
     ),
-    "test before the step made always": ("forward.h", "if (before) spread", "spread"),
-    "test after the step made always": ("forward.h", "if (weights_.rule.after) spread", "spread"),
-    "clamp lost": ("forward.h", "if (weights_.rule.clamped) clamp", "if (false) clamp"),
-    "clamp gate lost": ("backward.h", "if (weights_.rule.clamped) limit", "if (false) limit"),
-    "clamp gate inverted": ("backward.h", "if (!(low <= ", "if ((low <= "),
-    "step size lost": ("network.h", "w2[c * hidden + h] * step_size", "w2[c * hidden + h]"),
-    "step size not in the gradient": (
+    "halo searched without a test after the step": Mutant(
+        "forward.h", "E5", "$before && !$after ? $pre : $reach", "$pre", "step"
+    ),
+    "test before the step made always": Mutant(
+        "forward.h", "E2", "if ($before) spread", "spread", "step"
+    ),
+    "test after the step made always": Mutant(
+        "forward.h", "E7", "if ($weights.rule.after) spread", "spread", "settle"
+    ),
+    "clamp lost": Mutant(
+        "forward.h", "E5", "if ($weights.rule.clamped) clamp", "if (false) clamp", "update"
+    ),
+    "clamp gate lost": Mutant(
+        "backward.h", "E9", "if ($weights.rule.clamped) limit", "if (false) limit"
+    ),
+    "clamp gate inverted": Mutant(
+        "backward.h", "E9", "if (!($low <= $$value))", "if (($low <= $$value))", "limit"
+    ),
+    "step size lost": Mutant(
         "network.h",
-        "static_cast<T>(last[c]) * step_size",
-        "static_cast<T>(last[c])",
+        "E5",
+        "$w2[$c * $hidden + $h] * $step_size",
+        "$w2[$c * $hidden + $h]",
     ),
-    "sums of other slots lost": (
-        "backward.h",
-        "sums ? sums + chunk : nullptr",
-        "sums && !chunk ? sums : nullptr",
+    "step size not in the gradient": Mutant(
+        "network.h",
+        "E9",
+        "static_cast<T>($sums[$c]) * $step_size",
+        "static_cast<T>($sums[$c])",
+        "unpack",
     ),
-    "slots not flushed": ("rollout.cpp", "own && slot < count", "own && slot < 1"),
-    "a line between bands lost": ("backward.h", "place(top - 1)", "place(top)"),
-    "a line between bands received twice": ("backward.h", "std::min<int64_t>(bottom - y, 1)", "1"),
-    "end of a chunk lost": (
+    "sums of other slots lost": Mutant(
         "backward.h",
-        "std::min(count, (chunk + 1)",
-        "std::min(count - 1, (chunk + 1)",
+        "E9",
+        "$sums ? $sums + $chunk : nullptr",
+        "$sums && !$chunk ? $sums : nullptr",
+    ),
+    "slots not flushed": Mutant(
+        "rollout.cpp", "E9", "$own && $slot < $count", "$own && $slot < 1", "backward"
+    ),
+    "a line between bands lost": Mutant(
+        "backward.h", "E12", "$place($top - 1)", "$place($top)", "receive"
+    ),
+    "a line between bands received twice": Mutant(
+        "backward.h", "E12", "std::min<int64_t>($bottom - $y, 1)", "1", "receive"
+    ),
+    "end of a chunk lost": Mutant(
+        "backward.h",
+        "E9",
+        "std::min($count, ($chunk + 1)",
+        "std::min($count - 1, ($chunk + 1)",
+        "differentiate",
     ),
 }
 
@@ -213,19 +301,13 @@ def test_copy_passes(copied, grown):
     assert max(errors_of_rules()) <= 1e-10
 
 
-def put(folder, file, before, after):
-    text = (folder / file).read_text()
-    assert text.count(before) == 1
-    (folder / file).write_text(text.replace(before, after))
-
-
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name, copied, grown):
-    put(copied, *MUTANTS[name])
+    MUTANTS[name].apply(name, copied)
     assert not max(errors(grown)) <= 1e-9
 
 
 @pytest.mark.parametrize("name", RULE_MUTANTS)
 def test_mutant_of_rules_is_caught(name, copied):
-    put(copied, *RULE_MUTANTS[name])
+    RULE_MUTANTS[name].apply(name, copied)
     assert not max(errors_of_rules()) <= 1e-9

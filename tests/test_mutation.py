@@ -93,6 +93,16 @@ def test_an_expression_stays_in_one_statement():
     assert replace("a = f; b = g;", ".h", "a = $$x g", "", None)[1] == 0
 
 
+def test_several_statements_are_skipped():
+    pattern = "$delta = network($$a) $$$rest return $new"
+    result = changed(PYTHON, ".py", pattern, "$$$rest\nreturn $delta", "first")
+    assert result == PYTHON.replace("return s_new", "return delta", 1).replace(
+        "delta = network(s, bias=(1, 2))  # s_new = s + mask * delta\n    ", "", 1
+    )
+    result = changed(CPP, ".h", "($row < 0) $$$body post_", "(1) $$$body post_", "test")
+    assert result == CPP.replace("row < 0", "1")
+
+
 def test_statements_keep_their_indentation():
     result = changed(PYTHON, ".py", "$new = $$sum return $new", "$new = 0\nreturn $$sum", "first")
     assert "    s_new = 0\n    return s + mask * delta\n" in result
