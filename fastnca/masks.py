@@ -1,4 +1,4 @@
-"""The update mask: which cells take part in a step, as a pure function of seed, step and cell.
+"""The update mask (E4): which cells take part in a step, a pure function of seed, step and cell.
 
 The bits come from Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
 SC 2011), so every backend, a recomputation in the backward pass and a resumed run draw the same.

@@ -9,15 +9,28 @@ Conventions, stated here once for the whole package:
 - Perceived channel `K*c + k` is filter k of channel c, K being the number of filters. The
   tutorial's three are identity, Sobel-x and Sobel-y; Sobel-x grows to the right, Sobel-y
   downwards; both are divided by 8. `padding` says what lies beyond the border.
-- The network is W₂ φ(W₁ p + b₁) + b₂ on the perceived p, with more or fewer layers as `hidden`
-  says, and φ the `activation`. One step with mask m, step size η:
+- One step from s to s', with mask m, step size η and alive threshold θ. `E1` to `E12` number the
+  equations in `docs/equations.md`, in the kernels and in the tests:
 
-      ŝ  = s + m ⊙ η (W₂ φ(W₁ p(s) + b₁) + b₂), limited to `clamp` where m = 1
-      s' = ŝ ⊙ alive(s) ⊙ alive(ŝ),   alive(s) = [maxpool₃ₓ₃(s_alpha) > alive_threshold]
+      E1   p_k = F_k * s per channel, the filters F_k on what `padding` shows
+      E2   pre = [maxpool₃ₓ₃(s_alpha) > θ]
+      E3   h = φ(W₁ p + b₁), Δ = W₂ h + b₂, with more or fewer layers as `hidden` says, φ the
+           `activation`
+      E4   m = [random < update_rate] in training mode, one draw per cell shared by its channels;
+           m = 1 in eval mode
+      E5   ŝ = s + m ⊙ η Δ, limited to `clamp` where m = 1
+      E6   v = ŝ ⊙ pre
+      E7   s' = v ⊙ [maxpool₃ₓ₃(ŝ_alpha) > θ]
 
-  `alive` says which of the two factors there are. The pool wraps where `padding` is circular, and
+  `alive` says which of the two tests there are. The pool wraps where `padding` is circular, and
   otherwise sees nothing beyond the border.
-- In training mode m is random, one draw per cell shared by its channels; in eval mode m = 1.
+- Derivatives are autograd's. With g = ∂L/∂s', no gradient through masks and tests, they are:
+
+      E8   ĝ = g ⊙ pre ⊙ [maxpool₃ₓ₃(ŝ_alpha) > θ], and 0 where `clamp` has changed ŝ
+      E9   δ = η m ⊙ ĝ, ∂b₂ = Σ δ, ∂W₂ = Σ δ hᵀ
+      E10  ∂h = (W₂ᵀ δ) ⊙ φ', for relu [h > 0], ∂W₁ = Σ ∂h pᵀ, ∂b₁ = Σ ∂h
+      E11  ∂p = W₁ᵀ ∂h
+      E12  ∂s = ĝ + Σ_k F_kᵀ ∂p_k, and of an input g + Σ_k F_kᵀ ∂p_k
 """
 
 from itertools import pairwise
@@ -70,7 +83,7 @@ def make_filters(num_channels: int, rule: Rule) -> Tensor:
 
 
 def make_update_net(num_channels: int, rule: Rule) -> nn.Sequential:
-    """Return the update network of a rule: 1x1 convolutions, activations between them.
+    """Return the update network of a rule (E3): 1x1 convolutions, activations between them.
 
     The last layer starts at zero, so that a new model changes nothing.
     """
@@ -86,7 +99,7 @@ def make_update_net(num_channels: int, rule: Rule) -> nn.Sequential:
 
 
 class PerceptionModule(nn.Module):
-    """Perceive the 3x3 neighbourhood of every channel through the filters of a rule.
+    """Perceive the 3x3 neighbourhood of every channel through the filters of a rule (E1).
 
     Args:
         num_channels: channels C of the state.
@@ -139,7 +152,7 @@ class NeuralCA(nn.Module):
         self.update_net = make_update_net(num_channels, self.rule)
 
     def get_alive_mask(self, state: Tensor, threshold: float | None = None) -> Tensor:
-        """Mark living cells: the largest alpha of the 3x3 neighbourhood is above `threshold`.
+        """Mark living cells (E2, E7): the largest alpha of 3x3 neighbours is above `threshold`.
 
         Args:
             state: `[B, C, H, W]`.
@@ -163,26 +176,26 @@ class NeuralCA(nn.Module):
         cells, inputs = state, None
         if rule.inputs:
             cells, inputs = state[:, : -rule.inputs], state[:, -rule.inputs :]
-        alive = self.get_alive_mask(cells) if rule.alive_before else None
-        delta = self.update_net(self.perception(state))
+        alive = self.get_alive_mask(cells) if rule.alive_before else None  # E2
+        delta = self.update_net(self.perception(state))  # E1, E3
         if rule.step_size != 1.0:
             delta = delta * rule.step_size
-        updated = cells + delta * mask
+        updated = cells + delta * mask  # E5
         if rule.clamp is not None:
             limited = _clamp(updated, *rule.clamp)
             updated = limited if isinstance(mask, float) else torch.where(mask > 0, limited, cells)
         if rule.alive_after:
-            after = self.get_alive_mask(updated)
+            after = self.get_alive_mask(updated)  # E7
             alive = after if alive is None else alive * after
         if alive is not None:
-            updated = updated * alive
+            updated = updated * alive  # E6, E7
         return updated if inputs is None else torch.cat((updated, inputs), 1)
 
     def forward(self, state: Tensor, update_rate: float = 0.5) -> Tensor:
         """Advance `[B, C, H, W]` by one step; in training mode the mask comes from torch's RNG."""
         mask: Tensor | float = 1.0
         if self.training:
-            mask = (torch.rand_like(state[:, :1, :, :]) < update_rate).to(state.dtype)
+            mask = (torch.rand_like(state[:, :1, :, :]) < update_rate).to(state.dtype)  # E4
         return self._step(state, mask)
 
     def run_steps(
@@ -209,7 +222,7 @@ class NeuralCA(nn.Module):
         """
         for step in range(first_step, first_step + steps):
             if self.training and seed is not None:
-                mask = update_mask(seed, step, state.shape, update_rate, state.device)
+                mask = update_mask(seed, step, state.shape, update_rate, state.device)  # E4
                 state = self._step(state, mask.to(state.dtype))
             else:
                 state = self(state, update_rate)
@@ -217,6 +230,6 @@ class NeuralCA(nn.Module):
 
 
 def _clamp(values: Tensor, low: float, high: float) -> Tensor:
-    """Limit values; the gradient is 1 between the limits and at both, as in `get_visible_state`."""
+    """Limit values (E5, E8); the gradient is 1 from limit to limit, as in `get_visible_state`."""
     inside = (values >= low) & (values <= high)
     return torch.where(inside, values, values.detach().clamp(low, high))

@@ -189,10 +189,10 @@ RULE_MUTANTS = {
         "forward.h", "E5", "if ($weights.rule.clamped) clamp", "if (false) clamp", "update"
     ),
     "clamp gate lost": Mutant(
-        "backward.h", "E9", "if ($weights.rule.clamped) limit", "if (false) limit"
+        "backward.h", "E8", "if ($weights.rule.clamped) limit", "if (false) limit"
     ),
     "clamp gate inverted": Mutant(
-        "backward.h", "E9", "if (!($low <= $$value))", "if (($low <= $$value))", "limit"
+        "backward.h", "E8", "if (!($low <= $$value))", "if (($low <= $$value))", "limit"
     ),
     "step size lost": Mutant(
         "network.h",

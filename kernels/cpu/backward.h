@@ -1,8 +1,7 @@
 // Steps backward of one grid: undo each step, differentiate it on the cells that it updated.
 //
-// With g = ∂L/∂s' of one step: ∂L/∂û = g ⊙ alive, ∂L/∂s = ∂L/∂û + Σₖ Fₖᵀ ∂L/∂pₖ, Fₖ being the
-// perception filters. No gradient flows through the alive tests, so only cells that were updated
-// and are alive after the step have something to send.
+// A step is E8 to E12. No gradient flows through the alive tests, so only cells that were updated
+// and are alive after the step have something to send: there δ of E9 is not zero.
 //
 // What large grids send to the weights is summed in several slots, which depend on the size of the
 // grid alone. Every row of the state's gradient receives its parts in the order of the cells that
@@ -117,8 +116,8 @@ class Differentiator {
             copy_row(stride, from + i * stride, rows_.data() + rows[i] * stride);
     }
 
-    // Clear the gradients of cells in `lines` that are not alive after the step of `record`, but
-    // not those of inputs.
+    // E8: clear the gradients of cells in `lines` that are not alive after the step of `record`,
+    // but not those of inputs.
     void mask(const Lines &lines, const Record &record) {
         if (!weights_.rule.tests()) return;
         const uint8_t *flags = record.lines.empty() ? nullptr : alive(record);
@@ -130,7 +129,8 @@ class Differentiator {
         }
     }
 
-    // Add what one step sends to the weights and, if `further`, to the state before it.
+    // Add what one step sends to the weights (E9, E10) and, if `further`, to the state before it
+    // (E11, E12).
     Status differentiate(const Record &record, Sums<T> *sums, bool further) {
         const int64_t stride = weights_.stride, features = weights_.feature_stride;
         const int64_t count = list_live(record), tiles = (count + TILE - 1) / TILE;
@@ -169,7 +169,7 @@ class Differentiator {
         return DONE;
     }
 
-    // Add to the lines `top` to `bottom`, margins included, what live cells send to them.
+    // E12: add to the lines `top` to `bottom`, margins included, what live cells send to them.
     void receive(int64_t count, int64_t top, int64_t bottom) {
         const auto place = [&](int64_t line) {
             const auto first = live_.begin();
@@ -185,7 +185,7 @@ class Differentiator {
         }
     }
 
-    // Clear the gradients of live cells where the clamp has changed their updated values.
+    // E8: clear the gradients of live cells where the clamp has changed their updated values.
     void limit(int64_t count) {
         const T low = static_cast<T>(weights_.rule.low), high = static_cast<T>(weights_.rule.high);
         fit(fresh_, team_.size() * TILE * weights_.stride);
@@ -202,7 +202,8 @@ class Differentiator {
         });
     }
 
-    // List the cells that a step updated and that are alive after it.
+    // List the cells where δ of E9 may not be zero: those that a step updated and that are alive
+    // after it.
     int64_t list_live(const Record &record) {
         if (record.count == 0) return 0;
         const int32_t *cells = record.cells.in<int32_t>(pieces_);

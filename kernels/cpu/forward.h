@@ -1,10 +1,10 @@
 // Steps forward of one grid, on its active cells.
 //
-// Let D be the 3x3 dilation and pre = D(alpha > threshold). Where a cell must be alive before the
-// step, one outside pre ends it at zero. If there is a test after the step too, its updated alpha
-// can still keep a neighbour in pre alive; so the network is evaluated where mask AND D(pre). Lines
-// far from everything that is not zero are not looked at. Without a test before the step, every
-// cell of the mask is evaluated.
+// Let D be the 3x3 dilation, so that pre = D(alpha > threshold) in E2. Where a cell must be alive
+// before the step, one outside pre ends it at zero (E6). If there is a test after the step too, its
+// updated alpha can still keep a neighbour in pre alive (E7); so E3 and E5 are evaluated where mask
+// AND D(pre). Lines far from everything that is not zero are not looked at. Without a test before
+// the step, every cell of the mask is evaluated.
 #pragma once
 
 #include <cmath>
@@ -107,7 +107,7 @@ class Stepper {
         record.lines = lines();
         if (record.lines.empty()) return record;
         const bool before = weights_.rule.before, after = weights_.rule.after;
-        if (before) spread(visible_, pre_, record.lines.top - 1, record.lines.bottom + 1);
+        if (before) spread(visible_, pre_, record.lines.top - 1, record.lines.bottom + 1);  // E2
         if (before && after) spread(pre_, reach_, record.lines.top, record.lines.bottom);
         const Plane &reach = before && !after ? pre_ : reach_;
         record.count = list_cells(reach, record.lines, mask);
@@ -133,7 +133,7 @@ class Stepper {
         dilate(grid_, in, out, top, bottom);
     }
 
-    // Flag and list the cells whose update is needed.
+    // Flag and list the cells whose update is needed: those of the mask m of E5, within `within`.
     int64_t list_cells(const Plane &within, const Lines &lines, const uint8_t *mask) {
         int64_t count = 0;
         for (int64_t y = lines.top; y <= lines.bottom; ++y) {
@@ -150,7 +150,7 @@ class Stepper {
         return count;
     }
 
-    // Compute the updated values of the listed cells, and keep what they replace.
+    // E5: compute the updated values ŝ of the listed cells, and keep what they replace.
     void update(Record &record) {
         const int64_t count = record.count, stride = weights_.stride;
         if (static_cast<int64_t>(fresh_.size()) < count * stride) fresh_.resize(count * stride);
@@ -187,7 +187,7 @@ class Stepper {
                 fresh[c] = std::min(std::max(fresh[c], low), high);
     }
 
-    // Write all updated values.
+    // Write all updated values: s' = ŝ where there is no alive test.
     void take_over(const Record &record) {
         const int64_t stride = weights_.stride;
         in_parts(record.count, [&](int64_t, int64_t start, int64_t end) {
@@ -197,15 +197,15 @@ class Stepper {
         });
     }
 
-    // Write the updated values of what is alive after the update, and clear what is not.
+    // E6 and E7: write the updated values of what is alive after the update, and clear what is not.
     void settle(Record &record) {
         const int64_t stride = weights_.stride;
         const Lines lines = record.lines;
         const int64_t start = grid_.cell(lines.top - 1, 0), end = grid_.cell(lines.bottom + 2, 0);
         std::memcpy(updated_.data() + start, visible_.data() + start, end - start);
         for (int64_t i = 0; i < record.count; ++i)
-            updated_[cells_[i]] = fresh_[i * stride + ALPHA] > threshold_;
-        if (weights_.rule.after) spread(updated_, post_, lines.top, lines.bottom);
+            updated_[cells_[i]] = fresh_[i * stride + ALPHA] > threshold_;  // the flag of E5
+        if (weights_.rule.after) spread(updated_, post_, lines.top, lines.bottom);  // E7
 
         forget_lines();
         gone_.clear();
@@ -213,7 +213,7 @@ class Stepper {
         for (int64_t y = lines.top; y <= lines.bottom; ++y) {
             uint8_t any = 0;
             for (int64_t row = grid_.cell(y, 1); row <= grid_.cell(y, grid_.width); ++row) {
-                const uint8_t alive = pre_[row] & post_[row];
+                const uint8_t alive = pre_[row] & post_[row];  // E6, E7
                 if (near_[row]) {
                     T *values = rows_.data() + row * stride;
                     alive ? copy_row(stride, fresh, values) : clear_row(weights_.own, values);

@@ -74,8 +74,8 @@ class Plane {
     std::vector<uint8_t> flags_;
 };
 
-// Write into lines `top` to `bottom` of `out`, margins included, whether a flag of the 3x3
-// neighbourhood is set. A cell of the margin may come out set; the two margin cells between the
+// E2 and E7: write into lines `top` to `bottom` of `out`, margins included, whether a flag of the
+// 3x3 neighbourhood is set. A cell of the margin may come out set; the two margin cells between the
 // ends of adjacent lines keep that from reaching a cell of the grid, also by a second dilation.
 inline void dilate(const Grid &grid, const Plane &in, Plane &out, int64_t top, int64_t bottom) {
     const int64_t pitch = grid.pitch();
@@ -99,7 +99,7 @@ void clear_row(int64_t count, T *row) {
     std::memset(row, 0, count * sizeof(T));
 }
 
-// Copy into the margins of `rows` [N, stride] what the padding shows there; zeros stay.
+// Copy into the margins of `rows` [N, stride] what the padding shows there (E1); zeros stay.
 template <typename T>
 void fill_margins(const Grid &grid, int64_t stride, T *rows) {
     if (grid.padding == ZEROS) return;
@@ -115,8 +115,8 @@ void fill_margins(const Grid &grid, int64_t stride, T *rows) {
     copy(grid.pitch(), grid.cell(grid.shown_after(grid.height), 0), grid.cell(grid.height + 1, 0));
 }
 
-// The transpose of `fill_margins`: add what the margins hold to the cells that they show, and clear
-// the margins.
+// The transpose of `fill_margins` (E12): add what the margins hold to the cells that they show, and
+// clear the margins.
 template <typename T>
 void fold_margins(const Grid &grid, int64_t stride, T *rows) {
     if (grid.padding == ZEROS) return;

@@ -1,4 +1,4 @@
-// Perception and the MLP on a tile of cells, and their transposes.
+// Perception and the MLP on a tile of cells (E1, E3, E5), and their derivatives (E9 to E11).
 #pragma once
 
 #include <cstdint>
@@ -66,8 +66,9 @@ struct Weights {
     }
 };
 
-// Gradients of the weights, in the orientation of `to_hidden` and `to_delta`. Sums over about
-// a thousand cells are kept in T and added up in double, so that rounding does not grow with steps.
+// Gradients of the weights (E9, E10), in the orientation of `to_hidden` and `to_delta`. Sums over
+// about a thousand cells are kept in T and added up in double, so that rounding does not grow with
+// steps.
 template <typename T>
 class Sums {
   public:
@@ -155,24 +156,26 @@ class Tile {
           grad_hidden_(TILE * weights.width),
           delta_(TILE * weights.stride) {}
 
-    // Write the updated rows of `count` cells, before a clamp, into `fresh` [count, stride].
+    // E5: write the updated rows ŝ of `count` cells, before a clamp, into `fresh` [count, stride].
     void update(const T *rows, int64_t pitch, const int32_t *cells, int64_t count, T *fresh) {
         const int64_t width = weights_.width, stride = weights_.stride;
         hidden(rows, pitch, cells, count);
+        // E3: Δ, times the step size
         multiply<T>({hidden_.data(), width, 1, weights_.to_delta.data(), weights_.columns,
                      delta_.data(), stride, weights_.hidden, weights_.bias2.data()},
                     even(count), weights_.columns);
         for (int64_t i = 0; i < count; ++i) {
             const T *row = rows + cells[i] * stride, *delta = delta_.data() + i * stride;
             T *to = fresh + i * stride;
-            for (int64_t c = 0; c < weights_.own; ++c) to[c] = row[c] + delta[c];
+            for (int64_t c = 0; c < weights_.own; ++c) to[c] = row[c] + delta[c];  // E5
             for (int64_t c = weights_.own; c < stride; ++c) to[c] = row[c];
         }
     }
 
     // Differentiate: add to the gradients of the weights, and compute those of the features.
     //
-    // grad_delta: [count, stride], rounded up to an even number of readable rows.
+    // grad_delta: δ without the step size, [count, stride], rounded up to an even number of
+    //     readable rows.
     // sums: where the gradients of the weights go; null if they are not wanted.
     // grad_features: [count, feature_stride], rounded up to an even number of rows; null if they
     //     are not wanted.
@@ -181,29 +184,33 @@ class Tile {
         const int64_t width = weights_.width, stride = weights_.stride;
         const int64_t columns = weights_.columns, feature_stride = weights_.feature_stride;
         hidden(rows, pitch, cells, count);
+        // E10: ∂h
         multiply<T, End::gate>(
             {grad_delta, stride, 1, weights_.from_delta.data(), width, grad_hidden_.data(), width,
              weights_.own, nullptr, false, hidden_.data()},
             even(count), width);
         if (sums) {
+            // E10: ∂W₁
             multiply<T>({features_.data(), 1, feature_stride, grad_hidden_.data(), width,
                          sums->to_hidden(), width, count, nullptr, true},
                         even(weights_.features), width);
+            // E9: ∂W₂
             multiply<T>({hidden_.data(), 1, width, grad_delta, stride, sums->to_delta(), columns,
                          count, nullptr, true},
                         even(weights_.hidden), columns);
-            add_columns(grad_hidden_.data(), count, width, width, sums->bias1());
-            add_columns(grad_delta, count, stride, columns, sums->bias2());
+            add_columns(grad_hidden_.data(), count, width, width, sums->bias1());  // E10
+            add_columns(grad_delta, count, stride, columns, sums->bias2());        // E9
             sums->count(count);
         }
         if (!grad_features) return;
+        // E11: ∂p
         multiply<T>({grad_hidden_.data(), width, 1, weights_.from_hidden.data(), feature_stride,
                      grad_features, feature_stride, weights_.hidden},
                     even(count), feature_stride);
     }
 
   private:
-    // Perceive `cells` of `rows` and compute relu(W₁ p + b₁).
+    // Perceive `cells` of `rows` (E1) and compute h = relu(W₁ p + b₁) (E3).
     void hidden(const T *rows, int64_t pitch, const int32_t *cells, int64_t count) {
         const int64_t width = weights_.width, feature_stride = weights_.feature_stride;
         for (int64_t i = 0; i < count; ++i)

@@ -1,4 +1,4 @@
-// The 3x3 filters through which a cell sees its neighbourhood, and their transposes.
+// The 3x3 filters through which a cell sees its neighbourhood (E1), and their transposes (E12).
 //
 // Perceived features are k-major and compact: all channels through the first filter, then all of
 // them through the second one. Whole vectors are stored in such an order that the zeros behind the
@@ -28,7 +28,7 @@ class Filters {
     // in eighths.
     T scale(int64_t k) const { return tutorial_ && (k == 1 || k == 2) ? T(0.125) : T(1); }
 
-    // Write the features of one cell, and up to a vector of zeros behind them.
+    // E1: write the features of one cell, and up to a vector of zeros behind them.
     //
     // pitch: rows of a line.
     void perceive(const T *cell, int64_t pitch, T *features) const {
@@ -57,8 +57,8 @@ class Filters {
         }
     }
 
-    // Add what one cell sent to its features, `grad_features`, to the rows of `grad` that it saw
-    // in the lines `first` to `last` of the three around it, -1 to 1. Rows of `grad` receive
+    // E12: add what one cell sent to its features, `grad_features`, to the rows of `grad` that it
+    // saw in the lines `first` to `last` of the three around it, -1 to 1. Rows of `grad` receive
     // numbers without a meaning behind their channels.
     void send_back(const T *grad_features, int64_t pitch, T *grad, int first = -1,
                    int last = 1) const {

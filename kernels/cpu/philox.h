@@ -1,4 +1,4 @@
-// The update mask of one step: the bits of `fastnca/masks.py`.
+// E4, the update mask m of one step: the bits of `fastnca/masks.py`.
 #pragma once
 
 #include <cstdint>

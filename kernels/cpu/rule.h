@@ -1,4 +1,5 @@
-// The rule of a cellular automaton, `fastnca/rule.py`, as far as these kernels compute it.
+// The rule of a cellular automaton, `fastnca/rule.py`, as far as these kernels compute it. `E1` to
+// `E12` in comments are the equations of `docs/equations.md`.
 #pragma once
 
 #include <cstdint>

@@ -23,14 +23,9 @@ def run_backward(
 ) -> tuple[Tensor, ...]:
     """Differentiate a rollout.
 
-    With g = ∂L/∂s' of one step, on the cells that were updated and are alive afterwards:
-
-        ∂L/∂ŝ = g ⊙ alive,   ∂L/∂s = ∂L/∂ŝ + Σₖ Fₖᵀ ∂L/∂pₖ,
-
-    Fₖ being the perception filters. Where an update was limited, ∂L/∂ŝ is 0. Channels that are
-    read only are in s, not in ŝ, and no alive test masks their gradient. The transposed filters
-    are gathered by the cells that receive a gradient, in a fixed order, so repetition gives the
-    same bits.
+    E8 to E12 of every step, on the cells that were updated and are alive afterwards. The
+    transposed filters of E12 are gathered by the cells that receive a gradient, in a fixed order,
+    so repetition gives the same bits.
 
     Args:
         grid: the geometry.
@@ -55,12 +50,12 @@ def run_backward(
     sent = grid.plane()
     reached = torch.empty_like(sent.flags)
     if records and rule.alive != "none":
-        grad[:, :own] *= records[-1].alive[:, None]
+        grad[:, :own] *= records[-1].alive[:, None]  # E8
     for step in reversed(range(len(records))):
         record = records[step]
         record.undo(rows)
         grid.fill_margin(rows)
-        live = record.cells
+        live = record.cells  # where δ of E9 may be other than zero
         if rule.alive != "none":
             live = live[record.alive.index_select(0, live)]
         if live.shape[0]:
@@ -68,13 +63,13 @@ def run_backward(
             grad_own = grad.index_select(0, live)[:, :own]
             if rule.clamp is not None:
                 new = updated(rule, rows.index_select(0, live), network.delta(perceived))[:, :own]
-                grad_own = grad_own * ((new >= rule.clamp[0]) & (new <= rule.clamp[1]))
+                grad_own = grad_own * ((new >= rule.clamp[0]) & (new <= rule.clamp[1]))  # E8
                 grad_live = grad.index_select(0, live)
                 grad_live[:, :own] = grad_own
                 put(grad, live, grad_live)
             if rule.step_size != 1.0:
-                grad_own = grad_own * rule.step_size
-            grad_live = sums.add(perceived, grad_own.contiguous())
+                grad_own = grad_own * rule.step_size  # E9
+            grad_live = sums.add(perceived, grad_own.contiguous())  # E9 to E11
             if weights_wanted:
                 filters.add_grad(rows, live, grad_live)
         first = step == 0
@@ -86,7 +81,7 @@ def run_backward(
             receivers = indices(_receivers(grid, rule, sent.spread(reached), before))
             sent.flags.index_fill_(0, live, False)
             put(grad_features, live, grad_live)
-            received = filters.perceive_grad(guarded, receivers)
+            received = filters.perceive_grad(guarded, receivers)  # E12
             received += grad.index_select(0, receivers)
             put(grad, receivers, received)
             put(grad_features, live, None)
@@ -94,9 +89,9 @@ def run_backward(
         if first or rule.alive == "none":
             continue
         if rule.inputs or grid.padding != "zeros":
-            grad[:, :own] *= before[:, None]
+            grad[:, :own] *= before[:, None]  # E8 of the step before
         else:
-            put(grad, indices(record.alive > before), None)
+            put(grad, indices(record.alive > before), None)  # the same
     learned = filters.grad()
     found = sums.to_parameters()
     return found if learned is None else (learned, *found)

@@ -96,7 +96,7 @@ class Stepper:
         if mask is None:
             torch.bitwise_and(reach, grid.interior, out=near)
         else:
-            torch.bitwise_and(grid.inside(reach), mask, out=grid.inside(near))
+            torch.bitwise_and(grid.inside(reach), mask, out=grid.inside(near))  # m of E5
         cells = indices(near)
         old = rows.index_select(0, cells)
         new = self._update(cells, old)
@@ -104,12 +104,12 @@ class Stepper:
             put(rows, cells, new)
             return StepRecord(cells, old, cells[:0], old[:0], grid.interior)
         updated = self._updated.flags.copy_(self._visible.flags)
-        updated.index_copy_(0, cells, new[:, ALPHA] > rule.alive_threshold)
+        updated.index_copy_(0, cells, new[:, ALPHA] > rule.alive_threshold)  # E5's flag
         if rule.alive_after:
-            alive = self._updated.dilate(torch.empty_like(near))
+            alive = self._updated.dilate(torch.empty_like(near))  # E7
             alive &= grid.interior
             if rule.alive_before:
-                alive &= self._pre.flags
+                alive &= self._pre.flags  # E6
         else:
             alive = self._pre.flags & grid.interior
         lost = (self._occupied | near) > alive
@@ -131,7 +131,7 @@ class Stepper:
         """Return which cells' updates can matter, `[N]` bool; the margin may be anything."""
         if not self.rule.alive_before:
             return self.grid.interior
-        pre = self._visible.dilate(self._pre.flags)
+        pre = self._visible.dilate(self._pre.flags)  # E2
         if not self.rule.alive_after:
             return pre  # nobody else's update keeps a cell alive
         return self._pre.dilate(self._reach.flags)
@@ -144,7 +144,7 @@ class Stepper:
         new = updated(self.rule, old, self._network.delta(self._filters.perceive(self.rows, cells)))
         _check_range(new)
         if self.rule.clamp is not None:
-            new[:, : self._own].clamp_(*self.rule.clamp)
+            new[:, : self._own].clamp_(*self.rule.clamp)  # E5
         return new
 
 
@@ -159,7 +159,7 @@ def parts(
 
 
 def updated(rule: Rule, old: Tensor, delta: Tensor) -> Tensor:
-    """Add an update `[n, C - inputs]` to rows `[n, C]`, without limits."""
+    """Add an update `[n, C - inputs]` to rows `[n, C]`: E5 without limits."""
     if rule.step_size != 1.0:
         delta = delta * rule.step_size
     if not rule.inputs:

@@ -148,7 +148,7 @@ class Plane:
         self.flags = self._guarded[guard:-guard]
 
     def dilate(self, out: Tensor) -> Tensor:
-        """Write into `out` `[N]` whether a flag of the 3x3 neighbourhood is set; return it.
+        """Write into `out` `[N]` whether one of 3x3 flags is set (E2, E7); return it.
 
         A row of the margin may come out True; the two margin cells between the ends of adjacent
         lines keep that from reaching a cell of the grid, also when `out` is dilated once more. On a

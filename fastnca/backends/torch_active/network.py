@@ -99,12 +99,12 @@ class Network:
         return held[:cells]
 
     def hidden(self, features: Tensor) -> Tensor:
-        """Compute relu(W₁ p + b₁): `[n, K*C]` to `[n, hidden]`, valid until the next call."""
+        """Compute h (E3): `[n, K*C]` to `[n, hidden]`, valid until the next call."""
         out = self.buffer("hidden", features.shape[0])
         return torch.addmm(self.bias1, features, self._weight1_t, out=out).relu_()
 
     def delta(self, features: Tensor) -> Tensor:
-        """Compute W₂ relu(W₁ p + b₁) + b₂: `[n, K*C]` to `[n, C]`."""
+        """Compute Δ (E3): `[n, K*C]` to `[n, C]`."""
         hidden = self.hidden(features)
         if self.bias2 is None:
             return hidden @ self._weight2_t
@@ -132,7 +132,7 @@ class NetworkGrad:
         self.bias2 = None if network.bias2 is None else torch.zeros_like(network.bias2)
 
     def add(self, features: Tensor, grad_delta: Tensor) -> Tensor:
-        """Add one list of cells.
+        """Add one list of cells (E9 to E11).
 
         Args:
             features: `[n, K*C]`, what the cells perceived.
@@ -144,15 +144,16 @@ class NetworkGrad:
         network = self._network
         hidden = network.hidden(features)
         grad_hidden = network.buffer("grad_hidden", features.shape[0])
+        # E10, in two calls
         torch.mm(grad_delta, network.weight2, out=grad_hidden)
         torch.ops.aten.threshold_backward.grad_input(grad_hidden, hidden, 0, grad_input=grad_hidden)
         if self._wanted:
-            self.weight2.addmm_(grad_delta.t(), hidden)
+            self.weight2.addmm_(grad_delta.t(), hidden)  # E9
             if self.bias2 is not None:
-                self.bias2 += grad_delta.sum(0)
-            self.weight1.addmm_(grad_hidden.t(), features)
-            self.bias1 += grad_hidden.sum(0)
-        return grad_hidden @ network.weight1
+                self.bias2 += grad_delta.sum(0)  # E9
+            self.weight1.addmm_(grad_hidden.t(), features)  # E10
+            self.bias1 += grad_hidden.sum(0)  # E10
+        return grad_hidden @ network.weight1  # E11
 
     def to_parameters(self) -> tuple[Tensor, ...]:
         """Return the sums in the shapes and the order of the parameters."""
@@ -189,7 +190,7 @@ class AnyNetwork:
         return inputs, outputs
 
     def delta(self, features: Tensor) -> Tensor:
-        """Compute the update, `[n, K*C]` to `[n, C]`."""
+        """Compute Δ (E3): `[n, K*C]` to `[n, C]`."""
         return self.layers(features)[1][-1]
 
     def gradients(self, wanted: bool) -> "AnyNetworkGrad":
@@ -207,7 +208,7 @@ class AnyNetworkGrad:
         self._biases = [None if bias is None else torch.zeros_like(bias) for bias in network.biases]
 
     def add(self, features: Tensor, grad_delta: Tensor) -> Tensor:
-        """Add one list of cells; see `NetworkGrad.add`."""
+        """Add one list of cells (E9 to E11 for every layer); see `NetworkGrad.add`."""
         network, grad = self._network, grad_delta
         inputs, outputs = network.layers(features)
         for layer in reversed(range(len(outputs))):

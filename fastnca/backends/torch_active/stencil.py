@@ -1,4 +1,4 @@
-"""Perception on a list of cells, and its transpose.
+"""Perception on a list of cells (E1), and its transpose (E12).
 
 Rows are `[N, C]` with the margin of `grid.py`; perceived features are k-major, `[n, K*C]`: all
 channels through the first filter, then through the second, and so on.
@@ -51,7 +51,7 @@ class Stencil:
         self._weights = weights.repeat(grid.cells)
 
     def perceive(self, rows: Tensor, cells: Tensor) -> Tensor:
-        """Perceive the neighbourhood of `cells` `[n]` in `rows` `[N, C]`: `[n, K*C]`."""
+        """Perceive the neighbourhood of `cells` `[n]` in `rows` `[N, C]`: `[n, K*C]` (E1)."""
         count = cells.shape[0]
         features = F.embedding_bag(
             (cells.int()[:, None] + self._distances).view(-1),
@@ -63,7 +63,7 @@ class Stencil:
         return features.view(count, -1)
 
     def perceive_grad(self, grad_features: Tensor, cells: Tensor) -> Tensor:
-        """Sum what `cells` `[m]` sent to all perceived features.
+        """Sum what `cells` `[m]` sent to all perceived features: Σ_k F_kᵀ ∂p_k (E12).
 
         Args:
             grad_features: `[guard + N + guard, K*C]`, the gradient of every row's features.
