@@ -61,14 +61,14 @@ def around(values: Tensor, padding: str, beyond: float) -> Tensor:
 
 
 def alive(cells: Tensor, rule) -> Tensor:
-    """Return which cells have alpha above the threshold around them: `[B, 1, H, W]` bool."""
+    """Return which cells have alpha above the threshold around them (E2): `[B, 1, H, W]` bool."""
     wraps = "circular" if rule.padding == "circular" else "zeros"
     nine = around(cells[:, 3:4].detach(), wraps, float("-inf"))
     return (nine > rule.alive_threshold).any(2).view_as(cells[:, 3:4])
 
 
 def update(state: Tensor, rule, weights: Mapping[str, Tensor]) -> Tensor:
-    """Return what the network proposes for every cell: `[B, C - inputs, H, W]`."""
+    """Return what the network proposes for every cell (E1, E3): `[B, C - inputs, H, W]`."""
     channels = state.shape[1]
     taps = weights["perception.filters"].view(channels, -1, 9)
     x = torch.einsum("bctn,ckt->bckn", around(state, rule.padding, 0.0), taps).flatten(1, 2)
@@ -91,12 +91,12 @@ def step(state: Tensor, rule, weights: Mapping[str, Tensor], mask: Tensor) -> Te
     if rule.clamp is not None:
         low, high = rule.clamp
         new = torch.where(new < low, low, torch.where(new > high, high, new))
-    new = torch.where(mask, new, cells)
+    new = torch.where(mask, new, cells)  # E5
     lives = torch.ones_like(mask)
     if rule.alive in ("before", "both"):
-        lives = lives & alive(cells, rule)
+        lives = lives & alive(cells, rule)  # E6
     if rule.alive in ("after", "both"):
-        lives = lives & alive(new, rule)
+        lives = lives & alive(new, rule)  # E7
     return torch.cat((torch.where(lives, new, 0), inputs), 1)
 
 

@@ -73,7 +73,7 @@ class Stepper:
         """Advance by one step per mask.
 
         Args:
-            masks: `[B, H, W]` bool each, True where a cell updates; None for every cell.
+            masks: m of E4, `[B, H, W]` bool each, True where a cell updates; None for every cell.
             keep: True returns what the backward pass needs, False an empty list.
 
         Returns:
