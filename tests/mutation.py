@@ -84,18 +84,15 @@ def mutate(text: str, mutant: Mutant) -> tuple[str, int]:
     tokens = tokenize(text, python)
     pattern = [token.text for token in tokenize(mutant.before, python)]
     spans = list(_spans(text, tokens, mutant))
-    found = []
-    for at in range(len(tokens)):
-        captures = _match(pattern, tokens, at, {})
-        if captures and any(a <= captures[""][0].start < b for a, b in spans):
-            found.append(captures)
+    every = (_match(pattern, tokens, at, {}) for at in range(len(tokens)))
+    found = [held for held in every if held and any(a <= held[""][0].start < b for a, b in spans)]
     if not found:
         return text, 0
-    slices = {name: (held[0].start, held[-1].end) for name, held in found[0].items()}
-    start, end = slices[""]
+    slices = {name: slice(held[0].start, held[-1].end) for name, held in found[0].items()}
+    start, end = slices[""].start, slices[""].stop
     line = text[text.rfind("\n", 0, start) + 1 : start]
     indented = mutant.after.replace("\n", "\n" + line[: len(line) - len(line.lstrip())])
-    new = re.sub(r"\$+\w+", lambda match: text[slice(*slices[match.group()])], indented)
+    new = re.sub(r"\$+\w+", lambda match: text[slices[match.group()]], indented)
     return text[:start] + new + text[end:], len(found)
 
 
@@ -116,8 +113,7 @@ def _match(pattern: list[str], tokens: list[Token], at: int, captures: Captures)
         held = captures.get(head, new)
         if [token.text for token in held] == [token.text for token in new]:
             whole = captures.get("", []) + new
-            found = _match(rest, tokens, end, captures | {head: held, "": whole})
-            if found:
+            if found := _match(rest, tokens, end, captures | {head: held, "": whole}):
                 return found
     return None
 

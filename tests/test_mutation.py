@@ -1,10 +1,23 @@
 """The tool that makes deliberate mistakes: what a pattern matches, and what is refused."""
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 
+import fastnca.kernels
+from tests.kernels import mutants as triton
 from tests.mutation import Mutant, mutate
+from tests.test_cpp_mutants import MUTANTS, RULE_MUTANTS
+
+KERNELS = Path(fastnca.kernels.__file__).parent
+TABLES = {
+    "cpp": (KERNELS / "cpu", MUTANTS),
+    "cpp, rules": (KERNELS / "cpu", RULE_MUTANTS),
+    "triton, rollouts": (KERNELS, triton.MUTANTS),
+    "triton, single steps": (KERNELS, triton.SINGLE_MUTANTS),
+}
 
 PYTHON = '''
 def first(s, mask):
@@ -141,3 +154,15 @@ def test_a_mutant_without_one_match_is_refused(tmp_path, pattern, count):
     ):
         mutant.apply("a name", tmp_path)
     assert (tmp_path / "step.h").read_text() == CPP
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_all_mutants_of_the_kernels_match_once(table, tmp_path):
+    folder, mutants = TABLES[table]
+    for name, mutant in mutants.items():
+        shutil.copy(folder / mutant.file, tmp_path)
+        mutant.apply(name, tmp_path)
+        changed = (tmp_path / mutant.file).read_text()
+        if mutant.file.endswith(".py"):
+            compile(changed, mutant.file, "exec")
+        assert changed != (folder / mutant.file).read_text()
