@@ -11,12 +11,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastnca.backends.triton_fused.support import size_reasons
-from fastnca.kernels import DTYPES, OPERAND_DTYPES, SINGLE_NETWORK, choose_launch
+from fastnca.kernels.weights import DTYPES, OPERAND_DTYPES
 from fastnca.kernels.gradients import BLOCK, FILL_BLOCK, ROWS
-from fastnca.kernels.launch import OPTIONS, RUN_CELLS
-from fastnca.kernels.persistent import choose_persistent
+from fastnca.kernels.launch import OPTIONS, TILE_COLUMNS
+from fastnca.kernels.rule import KernelRule, make_rule
 from fastnca.kernels.single_gradient_end import TALL, WIDE
-from fastnca.kernels.weights import PACK_BLOCK
+from fastnca.kernels.prepare import PREPARE_BLOCK
+from fastnca.rule import RULES
 
 FLOATS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 INTEGERS = {
@@ -81,7 +82,7 @@ class Variant:
         if "TALL" in self.constants:
             return int(self.constants["TALL"] * self.constants["WIDE"])
         if "HEIGHT" in self.constants:
-            return int(self.constants["HEIGHT"]) * RUN_CELLS
+            return int(self.constants["HEIGHT"]) * TILE_COLUMNS
         return int(self.constants["BLOCK"])
 
 

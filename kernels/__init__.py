@@ -1,26 +1,28 @@
 """The fused Triton kernels: launchers, packed weights, and how to launch.
 
-This package is a leaf: it imports torch, Triton and itself. Equations are in `README.md`.
+This package is a leaf: it imports torch, Triton and itself. `README.md` says how it works; E1 to
+E12 are the equations of `docs/equations.md`.
 """
 
-from .finish import finish_backward, finish_forward
-from .gradients import poison, reduce_gradients
+from .begin import begin_backward, begin_forward
+from .end import end_backward, end_forward
+from .gradients import nan_fill_if_overflow, reduce_gradients
 from .launch import (
-    SINGLE_NETWORK,
+    SINGLE_STEP_LIMIT,
     LaunchConfig,
-    Rule,
+    StepSettings,
     choose_launch,
     count_tiles,
     device_facts,
     device_guard,
-    flag_rows,
-    flag_runs,
-    pair_cells,
+    flag_shape,
+    plane_size,
 )
+from .prepare import prepare_rollout
+from .rule import MAX_FILTERS, KernelRule, make_rule
 from .single_gradient import prepare_backward
 from .single_gradient_end import count_rectangles
 from .single_step import prepare_forward, single_tiles
-from .start import start_backward, start_forward
 from .step_backward import step_backward
 from .step_forward import step_forward
 from .weights import (
@@ -28,41 +30,40 @@ from .weights import (
     OPERAND_DTYPES,
     Weights,
     empty_weights,
-    pack_weights,
     padded_channels,
     padded_hidden,
-    partial_size,
 )
 
 __all__ = [
     "DTYPES",
+    "MAX_FILTERS",
     "OPERAND_DTYPES",
-    "SINGLE_NETWORK",
+    "SINGLE_STEP_LIMIT",
+    "KernelRule",
     "LaunchConfig",
-    "Rule",
+    "StepSettings",
     "Weights",
+    "begin_backward",
+    "begin_forward",
     "choose_launch",
     "count_rectangles",
     "count_tiles",
     "device_facts",
     "device_guard",
     "empty_weights",
-    "finish_backward",
-    "finish_forward",
-    "flag_rows",
-    "flag_runs",
-    "pack_weights",
+    "end_backward",
+    "end_forward",
+    "flag_shape",
+    "make_rule",
+    "nan_fill_if_overflow",
     "padded_channels",
     "padded_hidden",
-    "pair_cells",
-    "partial_size",
-    "poison",
+    "plane_size",
     "prepare_backward",
     "prepare_forward",
+    "prepare_rollout",
     "reduce_gradients",
     "single_tiles",
-    "start_backward",
-    "start_forward",
     "step_backward",
     "step_forward",
 ]

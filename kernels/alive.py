@@ -1,79 +1,22 @@
-"""Device functions for the alive test, on flags packed eight cells to a word.
-
-A step leaves two flags per cell, as bits of two words per run of eight cells:
-
-    updated   alpha of ŝ is above the threshold                                  (equation 5)
-    kept      the same, and the cell was alive before the step
-
-A word repeats the runs to the left and right of its own: bits 0 to 7 are the left run, 8 to 15
-its own, 16 to 23 the right run. Five words hold the 5x5 neighbourhood of every cell of a run,
-and a 3x3 dilation is a handful of shifts. Runs are numbered `[B, rows, runs]`; two rows of zeros
-above the grid, and at least two below it, stand for the padding of the max-pool.
-"""
+"""Device functions for the alive test: before a step, after it, and whether a tile needs either."""
 
 import triton
 import triton.language as tl
 
-RUN = tl.constexpr(8)
-"""Cells per run, and the width of a tile."""
-
-MARGIN = tl.constexpr(2)
-"""Rows of zeros above the first row of a grid."""
-
-OWN = tl.constexpr(8)
-"""Bit of the first cell of a word's own run."""
-
-HERE = tl.constexpr(4)
-"""Bit of a cell's status: the cell itself. Bits 0 to 8 are its neighbourhood."""
-
-PRE = tl.constexpr(9)
-"""Bit of a cell's status: alive before the step."""
-
-UPDATE = tl.constexpr(10)
-"""Bit of a cell's status: takes part in the step."""
-
-INSIDE = tl.constexpr(11)
-"""Bit of a cell's status: lies in the grid."""
-
-ALL_FLAGS = tl.constexpr(0xFF | 0xFF << PRE.value)
-"""Both flags of eight cells, as `pack_flags` packs them."""
+from .flags import MARGIN, OWN, REACH, columns_inside, dilate, first_word, load_torus, load_words
+from .status import GRID, INSIDE, PRE
+from .tile import COLUMNS, cells_of, neighbours_inside
 
 
 @triton.jit
-def load_flags(flags_ptr, offsets, pitch):
-    """Load the words of one row of flags below `offsets`, `pitch` words from row to row.
-
-    Args:
-        flags_ptr: pointer to pairs of words, int64; `updated` is the low word.
-        offsets: `[CELLS]` offset of each cell's pair of words.
-        pitch: distance to the wanted row, in pairs.
-
-    Returns:
-        Words `updated` and `kept`, `[CELLS]` int32.
-    """
-    pair = tl.load(flags_ptr + offsets + pitch)
-    return pair.to(tl.int32), (pair >> 32).to(tl.int32)
-
-
-@triton.jit
-def dilate(above, here, below):
-    """Dilate three rows of words to the 3x3 neighbourhoods of the middle row's cells."""
-    column = above | here | below
-    return column | (column << 1) | (column >> 1)
-
-
-@triton.jit
-def around(above, here, below, position):
-    """Gather the 3x3 neighbourhood of each cell: bit 3 (dy + 1) + dx + 1 is neighbour (dy, dx).
+def _around(above, here, below, position):
+    """Gather the nine bits of a status from three rows of words.
 
     Args:
         above: `[CELLS]` word of the row above each cell.
         here: the same for the cell's own row.
         below: the same for the row below.
         position: `[CELLS]` bit of each cell in its word.
-
-    Returns:
-        `[CELLS]` int32, nine bits.
     """
     first = position - 1
     upper = (above >> first) & 7
@@ -83,61 +26,8 @@ def around(above, here, below, position):
 
 
 @triton.jit
-def unite(first, second):
-    """Return `first | second` of words that share no bit, computed once per cell.
-
-    Without the reduction the compiler would repeat everything that leads to a status word in
-    each layout that tests its bits, four to eight threads a cell; it cannot look through a sum
-    over rows, so it moves this one word between the layouts instead.
-    """
-    return tl.sum(tl.trans(tl.join(first, second)), axis=0)
-
-
-@triton.jit
-def of_channels(word, CHANNELS: tl.constexpr, PADDED: tl.constexpr):
-    """Repeat a word per cell for every channel, `[CELLS, PADDED]`; padded channels have no bit.
-
-    The comparison is there even if there are none: it keeps the compiler from testing bits per
-    cell, which it would do in one layout and move, bit by bit, to the other.
-    """
-    return tl.where((tl.arange(0, PADDED) < CHANNELS)[None, :], word[:, None], 0)
-
-
-@triton.jit
-def has(word, BIT: tl.constexpr):
-    """Test bit `BIT` of each word."""
-    return ((word >> BIT) & 1) != 0
-
-
-@triton.jit
-def is_finite(values):
-    """Test which values are neither infinite nor NaN."""
-    return tl.abs(values) < float("inf")
-
-
-@triton.jit
-def is_visible(alpha, threshold):
-    """Test which alpha are above the threshold, or not finite."""
-    return ((alpha <= threshold) & (alpha > float("-inf"))) == 0
-
-
-@triton.jit
-def columns_inside(x, width):
-    """Return the word whose bits mark the columns of a run at `x` that lie in the grid."""
-    right = (1 << tl.minimum(width - x + OWN, 3 * RUN)) - 1
-    return right & tl.where(x > 0, -1, -256)
-
-
-@triton.jit
-def rows_inside(y, x, height, width):
-    """Return the words above, at and below row `y` that mark the cells in the grid.
-
-    Args:
-        y: `[CELLS]` row of each cell.
-        x: first column of the run.
-        height: rows of the grid.
-        width: columns of the grid.
-    """
+def _rows_inside(y, x, height, width):
+    """Return the words above, at and below rows `y` `[CELLS]` that mark the cells in the grid."""
     columns = columns_inside(x, width)
     above = tl.where((y > 0) & (y <= height), columns, 0)
     here = tl.where(y < height, columns, 0)
@@ -146,87 +36,158 @@ def rows_inside(y, x, height, width):
 
 
 @triton.jit
-def alive_rows(flags_ptr, offsets, pitch, inside_above, inside_here, inside_below, position):
-    """Find the living cells around each cell of a stored state, and the test before its step.
+def _row_above(y, height):
+    return tl.where(y > 0, y, height) - 1
 
-    The stored state v is ŝ ⊙ pre of the step before (equation 6); a cell of it counts only where
-    the dilated `updated` flags have a bit (equation 7). `kept` and alive together say that a
-    cell's alpha is above the threshold, so their dilation is the next alive test (equation 2).
+
+@triton.jit
+def _row_below(y, height):
+    return tl.where(y + 1 < height, y + 1, 0)
+
+
+@triton.jit
+def look_around(
+    flags_ptr, place, size, RULE: tl.constexpr, HEIGHT: tl.constexpr, FORWARD: tl.constexpr
+):
+    """Find the status of each cell of a tile before its step (E2).
+
+    The stored state v is ŝ · pre of the step before (E6). A cell of it counts only where the
+    dilated `updated` flags have a bit (E7). `kept` and alive together say that a cell's alpha is
+    above the threshold, so their dilation is the next alive test (E2).
 
     Args:
-        flags_ptr: flags of the stored state.
-        offsets: `[CELLS]` offset of each cell's word.
-        pitch: words from row to row.
-        inside_above: `[CELLS]` word of the row above that marks the cells in the grid.
-        inside_here: the same for the cell's own row.
-        inside_below: the same for the row below.
-        position: `[CELLS]` bit of each cell in its word.
+        flags_ptr: pointer to the flags of the stored state, `[B, flag_rows, tile_columns]`.
+        place: sample, tile row and tile column.
+        size: height, width and flag rows.
+        RULE: the rule.
+        HEIGHT: rows of a tile.
+        FORWARD: whether `INSIDE` is wanted.
 
     Returns:
-        `[CELLS]` int32: the living cells of each neighbourhood as in `around`, and bit `PRE`
-        where the cell is alive before the step.
+        `[CELLS]` int32: neighbours, `PRE`, `INSIDE` and, where input channels need it, `GRID`.
     """
-    updated_0, _ = load_flags(flags_ptr, offsets, -2 * pitch)
-    updated_1, kept_1 = load_flags(flags_ptr, offsets, -pitch)
-    updated_2, kept_2 = load_flags(flags_ptr, offsets, 0)
-    updated_3, kept_3 = load_flags(flags_ptr, offsets, pitch)
-    updated_4, _ = load_flags(flags_ptr, offsets, 2 * pitch)
-    above = dilate(updated_0, updated_1, updated_2) & inside_above
-    here = dilate(updated_1, updated_2, updated_3) & inside_here
-    below = dilate(updated_2, updated_3, updated_4) & inside_below
-    pre = dilate(above & kept_1, here & kept_2, below & kept_3)
-    pre = (pre & inside_here) >> position
-    return around(above, here, below, position) | ((pre & 1) << PRE)
+    sample, tile_row, tile_column = place
+    height, width, flag_rows = size
+    row, column = cells_of(HEIGHT)
+    y, x0 = tile_row * HEIGHT + row, tile_column * COLUMNS
+    position = column + OWN
+    if RULE.alive:
+        tile_columns = tl.cdiv(width, COLUMNS)
+        if RULE.circular:
+            word = first_word(sample, 0, 0, flag_rows, tile_columns)
+            plane_ptr = flags_ptr + word
+            inside = ((y < height) & (x0 + column < width)).to(tl.int32) << position
+            y_2 = tl.where(y < height, y, 0)
+            y_1, y_3 = _row_above(y_2, height), _row_below(y_2, height)
+            y_0, y_4 = _row_above(y_1, height), _row_below(y_3, height)
+            updated_0, _ = load_torus(plane_ptr, y_0, tile_column, width)
+            updated_1, kept_1 = load_torus(plane_ptr, y_1, tile_column, width)
+            updated_2, kept_2 = load_torus(plane_ptr, y_2, tile_column, width)
+            updated_3, kept_3 = load_torus(plane_ptr, y_3, tile_column, width)
+            updated_4, _ = load_torus(plane_ptr, y_4, tile_column, width)
+            above = dilate(updated_0, updated_1, updated_2)
+            here = dilate(updated_1, updated_2, updated_3)
+            below = dilate(updated_2, updated_3, updated_4)
+        else:
+            word = first_word(sample, tile_row * HEIGHT, tile_column, flag_rows, tile_columns)
+            inside_above, inside_here, inside_below = _rows_inside(y, x0, height, width)
+            words_ptr = flags_ptr + word + row * tile_columns
+            updated_0, _ = load_words(words_ptr - 2 * tile_columns)
+            updated_1, kept_1 = load_words(words_ptr - tile_columns)
+            updated_2, kept_2 = load_words(words_ptr)
+            updated_3, kept_3 = load_words(words_ptr + tile_columns)
+            updated_4, _ = load_words(words_ptr + 2 * tile_columns)
+            above = dilate(updated_0, updated_1, updated_2) & inside_above
+            here = dilate(updated_1, updated_2, updated_3) & inside_here
+            below = dilate(updated_2, updated_3, updated_4) & inside_below
+            inside = inside_here
+        pre = dilate(above & kept_1, here & kept_2, below & kept_3)
+        pre = (pre & inside) >> position
+        status = _around(above, here, below, position) | ((pre & 1) << PRE)
+        if FORWARD:
+            status |= ((inside >> position) & 1) << INSIDE
+        if RULE.first_input > 0:
+            neighbours = _in_grid(y, x0 + column, height, width, RULE)
+            status |= tl.where((y < height) & (x0 + column < width), neighbours, 0) << GRID
+        return status
+    else:
+        inside = ((y < height) & (x0 + column < width)).to(tl.int32)
+        status = _in_grid(y, x0 + column, height, width, RULE)
+        return status | (inside << PRE) | (inside << INSIDE)
 
 
 @triton.jit
-def pack_flags(found, HEIGHT: tl.constexpr):
-    """Pack the flags of a tile row by row, `[HEIGHT]` int32, for `store_flags`.
-
-    Args:
-        found: `[HEIGHT * 8]` or `[HEIGHT * 8, CHANNELS]` int32, bit 0 is the flag `updated`, bit
-            `PRE` the flag `kept`; of a cell's channels one at most has bits.
-        HEIGHT: rows of the tile.
-    """
-    position = tl.arange(0, HEIGHT * RUN) % RUN
-    if len(found.shape) == 2:
-        position = position[:, None]
-    return tl.sum(tl.reshape(found << position, (HEIGHT, found.numel // HEIGHT)), axis=1)
+def _in_grid(y, x, height, width, RULE: tl.constexpr):
+    """Return the nine bits of the neighbours that are in the grid; on a torus all are."""
+    if RULE.circular:
+        return tl.full(y.shape, 511, tl.int32)
+    else:
+        return neighbours_inside(y, x, height, width)
 
 
 @triton.jit
-def flag_runs_not_finite(packed, updated):
-    """Set both flags of a row of a tile in which a value is not finite.
+def survivors(flags_ptr, place, size, RULE: tl.constexpr, HEIGHT: tl.constexpr):
+    """Test which cells of a tile are alive after the step that left these flags (E7).
 
     Args:
-        packed: `[HEIGHT]` int32, flags as `pack_flags` packs them.
-        updated: `[HEIGHT * 8, CHANNELS]` float32, the updated state of the tile.
+        flags_ptr: as in `look_around`.
+        place: sample, tile row and tile column.
+        size: height, width and flag rows.
+        RULE: the rule.
+        HEIGHT: rows of a tile.
 
     Returns:
-        `[HEIGHT]` int32.
+        `[CELLS]` int32, 0 or 1; meaningless beyond the border.
     """
-    height: tl.constexpr = packed.numel
-    zeros = tl.reshape(updated * 0.0, (height, updated.numel // height))
-    return tl.where(tl.sum(zeros, axis=1) == 0, packed, ALL_FLAGS)
+    sample, tile_row, tile_column = place
+    height, width, flag_rows = size
+    tile_columns = tl.cdiv(width, COLUMNS)
+    row, column = cells_of(HEIGHT)
+    if RULE.circular:
+        plane_ptr = flags_ptr + first_word(sample, 0, 0, flag_rows, tile_columns)
+        y = tile_row * HEIGHT + row
+        y = tl.where(y < height, y, 0)
+        above, _ = load_torus(plane_ptr, _row_above(y, height), tile_column, width)
+        here, _ = load_torus(plane_ptr, y, tile_column, width)
+        below, _ = load_torus(plane_ptr, _row_below(y, height), tile_column, width)
+    else:
+        word = first_word(sample, tile_row * HEIGHT, tile_column, flag_rows, tile_columns)
+        words_ptr = flags_ptr + word + row * tile_columns
+        above, _ = load_words(words_ptr - tile_columns)
+        here, _ = load_words(words_ptr)
+        below, _ = load_words(words_ptr + tile_columns)
+    return (dilate(above, here, below) >> (column + OWN)) & 1
 
 
 @triton.jit
-def store_flags(flags_ptr, offset, pitch, run, runs, packed, HEIGHT: tl.constexpr):
-    """Store the flags of a tile, each byte in its own word and in the words beside it.
+def may_live(flags_ptr, place, size, RULE: tl.constexpr, HEIGHT: tl.constexpr):
+    """Test whether a cell within two cells of a tile can have alpha above the threshold.
+
+    Where none has, no cell of the tile nor of its ring is alive before the step: the tile becomes
+    zero and its flags keep no cell alive, so a step may skip it and stay exact.
 
     Args:
-        flags_ptr: pointer to pairs of words, int64.
-        offset: offset of the pair of words of the tile's first row.
-        pitch: pairs from row to row.
-        run: number of the tile's run within a row.
-        runs: runs in a row.
-        packed: `[HEIGHT]` int32, as `pack_flags` packs them.
-        HEIGHT: rows of the tile.
+        flags_ptr: as in `look_around`.
+        place: sample, tile row and tile column.
+        size: height, width and flag rows.
+        RULE: the rule.
+        HEIGHT: rows of a tile.
     """
-    own = flags_ptr.to(tl.pointer_type(tl.uint8)) + (offset + tl.arange(0, HEIGHT) * pitch) * 8
-    own_run = tl.zeros((HEIGHT,), tl.int32) + run
-    for part in tl.static_range(2):
-        value = (packed >> (part * PRE)).to(tl.uint8)
-        tl.store(own + (4 * part + 1), value)
-        tl.store(own + (4 * part + 8), value, mask=own_run + 1 < runs)
-        tl.store(own + (4 * part - 6), value, mask=own_run > 0)
+    if RULE.alive:
+        tl.static_assert(HEIGHT + 2 * MARGIN <= 32)
+        sample, tile_row, tile_column = place
+        height, width, flag_rows = size
+        tile_columns = tl.cdiv(width, COLUMNS)
+        row = tl.arange(0, 32)  # each warp looks at all rows, so its threads agree without waiting
+        if RULE.circular:
+            plane_ptr = flags_ptr + first_word(sample, 0, 0, flag_rows, tile_columns)
+            y = (tile_row * HEIGHT + row - MARGIN + height) % height
+            _, kept = load_torus(plane_ptr, y, tile_column, width)
+        else:
+            word = first_word(sample, tile_row * HEIGHT, tile_column, flag_rows, tile_columns)
+            words_ptr = flags_ptr + word + (row - MARGIN) * tile_columns
+            pair = tl.load(words_ptr, mask=row < HEIGHT + 2 * MARGIN, other=0)
+            kept = (pair >> 32).to(tl.int32)
+        return tl.max(kept & REACH, axis=0) != 0
+    else:
+        return True

@@ -8,7 +8,7 @@ last row of a tile into each other: the outermost cells, the ring, mean nothing 
 import triton
 import triton.language as tl
 
-from .alive import RUN
+from .tile import COLUMNS
 
 
 @triton.jit
@@ -29,13 +29,19 @@ def gather_bits(found, CELLS: tl.constexpr):
 
 @triton.jit
 def dilate_bits(words, CELLS: tl.constexpr):
-    """Tell of each cell of a tile whether its 3x3 neighbourhood has a bit, `[CELLS]` int32."""
+    """Test for each cell of a tile whether its 3x3 neighbourhood has a bit, `[CELLS]` int32."""
     count: tl.constexpr = CELLS // 32
     cell = tl.arange(0, CELLS)
     word = cell // 32
     here = tl.gather(words, word, axis=0)
     before = tl.gather(words, (word + (count - 1)) % count, axis=0)
     after = tl.gather(words, (word + 1) % count, axis=0)
-    rows = here | (here << RUN) | (before >> (32 - RUN)) | (here >> RUN) | (after << (32 - RUN))
+    rows = (
+        here
+        | (here << COLUMNS)
+        | (before >> (32 - COLUMNS))
+        | (here >> COLUMNS)
+        | (after << (32 - COLUMNS))
+    )
     rows |= (rows << 1) | (rows >> 1)
     return (rows >> (cell % 32).to(tl.uint32)).to(tl.int32) & 1

@@ -8,10 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-RUN_CELLS = 8
+from .rule import KernelRule
+
+TILE_COLUMNS = 8
 FLAG_MARGIN = 2
 TILE_ROWS = 16  # the tallest tile; planes of flags have room for whole tiles
-SINGLE_NETWORK = 16, 128  # padded channels and hidden units of the largest that suits single steps
+SINGLE_STEP_LIMIT = (
+    16,
+    128,
+)  # padded channels and hidden units of the largest that suits single steps
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
 INTERPRETED_PROGRAMS = 2  # more than one, so that the loop over tiles is exercised
 
@@ -32,7 +37,7 @@ class LaunchConfig:
 
 
 @dataclass(frozen=True)
-class Rule:
+class StepSettings:
     """What the steps of a rollout have in common beside the network.
 
     Attributes:
@@ -99,28 +104,31 @@ def device_facts(device: torch.device) -> tuple[int, int]:
     return properties.major, properties.multi_processor_count
 
 
-def flag_rows(height: int) -> int:
-    """Return the rows of a plane of flags: whole tiles and a margin at both ends."""
-    return -(-height // TILE_ROWS) * TILE_ROWS + 2 * FLAG_MARGIN
+def flag_shape(height: int, width: int) -> tuple[int, int]:
+    """Return rows and words of the flags of a grid: whole tiles, and a margin at both ends."""
+    return -(-height // TILE_ROWS) * TILE_ROWS + 2 * FLAG_MARGIN, -(-width // TILE_COLUMNS)
 
 
-def flag_runs(width: int) -> int:
-    """Return the runs of eight cells in a row of flags."""
-    return -(-width // RUN_CELLS)
-
-
-def pair_cells(batch: int, height: int, width: int) -> int:
-    """Return the cells of two planes of pairs.
+def plane_size(shape: tuple[int, int, int, int], rule: KernelRule) -> int:
+    """Return the numbers of all planes of gradients that cross cells, both halves (`planes.py`).
 
     Each grid has a margin of one cell. A tile that sticks out of the last grid reads past it, and
     makes nothing of what it reads.
+
+    Args:
+        shape: `(B, H, W, CP)`.
+        rule: the rule.
     """
-    return (2 * batch * (height + 2) + TILE_ROWS) * (width + 2) + RUN_CELLS
+    batch, height, width, channels = shape
+    if rule.plane_count == 0:
+        return 0
+    rows = 2 * rule.plane_count * batch * (height + 2) + TILE_ROWS
+    return (rows * (width + 2) + TILE_COLUMNS) * 2 * channels
 
 
 def count_tiles(batch: int, height: int, width: int, tile_height: int) -> int:
     """Return the number of tiles of a batch of grids."""
-    return batch * -(-height // tile_height) * flag_runs(width)
+    return batch * -(-height // tile_height) * -(-width // TILE_COLUMNS)
 
 
 def device_guard(device: torch.device) -> Any:
@@ -140,7 +148,6 @@ def launch(
     scalars: tuple[int | float, ...],
     constants: tuple[Any, ...],
     num_warps: int,
-    cooperative: bool = False,
 ) -> None:
     """Launch a kernel, compiled at most once per constants, dtypes and device.
 
@@ -157,8 +164,6 @@ def launch(
         scalars: the run-time numbers, next arguments.
         constants: the compile-time constants, last arguments.
         num_warps: warps of a program.
-        cooperative: whether all programs must be resident at once; the driver refuses the launch
-            if they cannot be.
     """
     if programs == 0:
         return
@@ -168,7 +173,7 @@ def launch(
     if known is not None:
         known[1][(programs, 1, 1)](*tensors, *scalars, *constants)
         return
-    options = {**OPTIONS, "num_warps": num_warps, "launch_cooperative_grid": cooperative}
+    options = {**OPTIONS, "num_warps": num_warps}
     compiled = kernel[(programs,)](*tensors, *scalars, *constants, **options)
     if compiled is not None:
         _compiled[key] = (kernel, compiled)  # the kernel too, so that its id stays its own

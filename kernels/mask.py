@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .status import TAKES_PART, UPDATE
+
 
 @triton.jit
 def _philox(low, high, step_low, step_high, seed):
@@ -18,6 +20,24 @@ def _philox(low, high, step_low, step_high, seed):
         key_0 = tl.add(key_0, 0x9E3779B9, sanitize_overflow=False)
         key_1 = tl.add(key_1, 0xBB67AE85, sanitize_overflow=False)
     return word_0, word_1, word_2, word_3
+
+
+@triton.jit
+def draw_status(cell, mask, RULE: tl.constexpr, RANDOM: tl.constexpr):
+    """Return the status bit of the cells that update, int32; zero if nobody asks for it.
+
+    Args:
+        cell: `[CELLS]` int64, number of the cell in the batch.
+        mask: seed, number of the step and limit, as in `draw_update`.
+        RULE: the rule.
+        RANDOM: whether a mask is drawn; otherwise every cell updates.
+    """
+    if RANDOM:
+        return draw_update(cell, mask[0], mask[1], mask[2]).to(tl.int32) << UPDATE
+    elif RULE.first_input > 0:
+        return tl.full(cell.shape, TAKES_PART, tl.int32)
+    else:
+        return tl.zeros(cell.shape, tl.int32)
 
 
 @triton.jit

@@ -13,7 +13,7 @@ HEADROOM = tl.constexpr(4)
 LARGEST = tl.constexpr(253)
 """Exponent field of the largest scale: its inverse is still a normal number."""
 
-FEWEST = tl.constexpr(HEADROOM.value)
+SMALLEST = tl.constexpr(HEADROOM.value)
 """Exponent field of the smallest scale for a gradient that is finite."""
 
 

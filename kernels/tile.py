@@ -1,72 +1,105 @@
 """Device functions that walk a persistent program over the tiles of a batch.
 
-A tile is HEIGHT rows of one run of eight cells. Tiles are numbered along a row of runs, then down
-the grid, then through the batch; program p takes tiles p, p + P, p + 2P, ... of P programs.
+A tile is HEIGHT rows of eight cells. Tiles are numbered along a row of tiles, then down the grid,
+then through the batch; program p takes tiles p, p + P, p + 2P, ... of P programs.
 """
 
 import triton
 import triton.language as tl
 
-from .alive import MARGIN, RUN
+COLUMNS = tl.constexpr(8)
+"""Columns of a tile."""
 
 
 @triton.jit
-def locate(tile, runs, strips):
-    """Return grid, strip and run of tile number `tile`; a strip is one row of tiles."""
-    strip = tile // runs
-    grid = strip // strips
-    return grid, strip - grid * strips, tile - strip * runs
+def locate(tile, tile_columns, tile_rows):
+    """Return sample, tile row and tile column of tile number `tile`."""
+    tile_row = tile // tile_columns
+    sample = tile_row // tile_rows
+    return sample, tile_row - sample * tile_rows, tile - tile_row * tile_columns
 
 
 @triton.jit
-def advance(grid, strip, run, step_grid, step_strip, step_run, runs, strips):
-    """Add the distance from tile to tile, with carries; cheaper than dividing once more."""
-    run += step_run
-    carry = (run >= runs).to(tl.int32)
-    run -= carry * runs
-    strip += step_strip + carry
-    carry = (strip >= strips).to(tl.int32)
-    return grid + step_grid + carry, strip - carry * strips, run
+def advance(place, stride, tile_columns, tile_rows):
+    """Add the distance from tile to tile, with carries; cheaper than dividing once more.
+
+    Args:
+        place: sample, tile row and tile column.
+        stride: the same of the distance.
+        tile_columns: tiles in a row.
+        tile_rows: rows of tiles in a grid.
+    """
+    sample, tile_row, tile_column = place
+    tile_column += stride[2]
+    carry = (tile_column >= tile_columns).to(tl.int32)
+    tile_column -= carry * tile_columns
+    tile_row += stride[1] + carry
+    carry = (tile_row >= tile_rows).to(tl.int32)
+    return sample + stride[0] + carry, tile_row - carry * tile_rows, tile_column
 
 
 @triton.jit
 def cells_of(HEIGHT: tl.constexpr):
     """Return the row and the column within the tile of each of its cells, `[8 * HEIGHT]`."""
-    cell = tl.arange(0, HEIGHT * RUN)
-    return cell // RUN, cell % RUN
+    cell = tl.arange(0, HEIGHT * COLUMNS)
+    return cell // COLUMNS, cell % COLUMNS
 
 
 @triton.jit
-def first_cell(grid, y, x, height, width):
-    """Return the number of cell (grid, y, x) in the batch, int64."""
-    return (grid.to(tl.int64) * height + y) * width + x
+def first_cell(sample, y, x, height, width):
+    """Return the number of cell (sample, y, x) in the batch, int64."""
+    return (sample.to(tl.int64) * height + y) * width + x
 
 
 @triton.jit
-def first_number(grid, y, x, height, width, CHANNELS: tl.constexpr):
-    """Return the offset of cell (grid, y, x) of channel 0 in `[B, CHANNELS, H, W]`, int64."""
-    return first_cell(grid.to(tl.int64) * CHANNELS, y, x, height, width)
+def first_number(sample, y, x, height, width, CHANNELS: tl.constexpr):
+    """Return the offset of cell (sample, y, x) of channel 0 in `[B, CHANNELS, H, W]`, int64."""
+    return first_cell(sample.to(tl.int64) * CHANNELS, y, x, height, width)
 
 
 @triton.jit
-def first_word(grid, y, run, flag_rows, runs):
-    """Return the offset of the word of flags of a run, int64."""
-    return (grid.to(tl.int64) * flag_rows + y + MARGIN) * runs + run
+def distances(y, x, height, width, pitch, CIRCULAR: tl.constexpr):
+    """Return how far a cell's neighbours are from it: up, down, left and right, in cells.
 
+    On a torus that depends on the cell, and the results are `[CELLS, 1]`; from the first row up, to
+    the last one, is a negative distance.
 
-@triton.jit
-def any_kept(flags_ptr, word, runs, HEIGHT: tl.constexpr):
-    """Test whether a cell within two cells of a tile can have alpha above the threshold.
-
-    Where none has, no cell of the tile nor of its ring is alive before the step: the tile becomes
-    zero and its flags keep no cell alive, so a step may skip it and stay exact.
+    Args:
+        y: `[CELLS]` row of each cell, in the grid.
+        x: `[CELLS]` column of each cell, in the grid.
+        height: rows of the grid.
+        width: columns of the grid.
+        pitch: cells from row to row.
+        CIRCULAR: whether the grid is a torus.
     """
-    tl.static_assert(HEIGHT + 2 * MARGIN <= 32)
-    row = tl.arange(0, 32)  # each warp looks at all rows, so its threads agree without waiting
-    pair_ptr = flags_ptr + word + (row - MARGIN) * runs
-    pair = tl.load(pair_ptr, mask=row < HEIGHT + 2 * MARGIN, other=0)
-    reach: tl.constexpr = 0x3FFC0  # two cells on either side of the word's own run
-    return tl.max((pair >> 32).to(tl.int32) & reach, axis=0) != 0
+    if CIRCULAR:
+        up = tl.where(y > 0, pitch, (1 - height) * pitch)
+        down = tl.where(y < height - 1, pitch, (1 - height) * pitch)
+        left = tl.where(x > 0, 1, 1 - width)
+        right = tl.where(x < width - 1, 1, 1 - width)
+        return up[:, None], down[:, None], left[:, None], right[:, None]
+    else:
+        return pitch, pitch, 1, 1
+
+
+@triton.jit
+def neighbours_inside(y, x, height, width):
+    """Test which cells of each 3x3 neighbourhood lie in the grid.
+
+    Returns:
+        Int32 of the shape of y and x together; bit 3 (dy + 1) + dx + 1 is neighbour (dy, dx).
+    """
+    columns = tl.where(_lies_below(x - 1, width), 1, 0) | tl.where(_lies_below(x, width), 2, 0)
+    columns |= tl.where(_lies_below(x + 1, width), 4, 0)
+    rows = tl.where(_lies_below(y - 1, height), 1, 0) | tl.where(_lies_below(y, height), 8, 0)
+    rows |= tl.where(_lies_below(y + 1, height), 64, 0)
+    return rows * columns
+
+
+@triton.jit
+def _lies_below(number, size):
+    """Test whether 0 <= number < size."""
+    return number.to(tl.uint32) < size.to(tl.uint32)
 
 
 @triton.jit

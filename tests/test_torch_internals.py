@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def test_is_wrapped() -> None:
 class Doubles(torch.autograd.Function):
     """Multiply by 2; the backward pass takes batched gradients apart as the package does."""
 
-    batched: list[bool] = []
+    batched: ClassVar[list[bool]] = []
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

@@ -30,7 +30,12 @@ from torch import Tensor
 
 from fastnca.backends.autograd import observed, refuse_tangents, savable
 from fastnca.backends.base import RolloutCall
-from fastnca.backends.triton_fused.limits import fused_reasons, operand_precision, rule_reasons
+from fastnca.backends.triton_fused.limits import (
+    fused_reasons,
+    operand_precision,
+    rule_reasons,
+    shape_reasons,
+)
 from fastnca.checks import Parameters, check_steps
 from fastnca.masks import make_counter, signed
 from fastnca.rule import TUTORIAL, Rule
@@ -53,7 +58,11 @@ class TritonFused:
         if rule.changed and (reasons := rule_reasons(rule)):
             return reasons
         precision = operand_precision(call.precision, state.device.type)
-        return fused_reasons(state.device, state.dtype, state.shape[1], rule.hidden[0], precision)
+        batch, channels, height, width = state.shape
+        reasons = fused_reasons(state.device, state.dtype, channels, rule.hidden[0], precision)
+        if rule.changed:
+            reasons += shape_reasons(batch, height, width, rule.padding)
+        return reasons
 
     def run(self, call: RolloutCall) -> Tensor:
         """See `fastnca.backends.base.Backend`."""

@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from fastnca.backends.triton_fused.settings import RolloutSettings, kernel_rule
 from fastnca.checks import Parameters
 from fastnca.kernels import (
     OPERAND_DTYPES,
@@ -15,11 +16,9 @@ from fastnca.kernels import (
     count_tiles,
     device_facts,
     empty_weights,
-    flag_rows,
-    flag_runs,
+    flag_shape,
     padded_channels,
-    pair_cells,
-    partial_size,
+    plane_size,
 )
 
 ALIGNMENT = 16
@@ -32,7 +31,8 @@ class SavedStates:
 
     Attributes:
         states: `[slots, B, H, W, CP]` float32.
-        flags: `[slots, B, rows, runs]` int64, the flags of their cells.
+        flags: `[slots, B, flag_rows, tile_columns]` int64, the flags of their cells; empty without
+            an alive test.
         counter: `[3]` int64: seed, number of the first step, number of steps.
         weights: the packed weights.
     """
@@ -53,32 +53,38 @@ class BackwardBuffers:
     """What the backward pass hands from step to step.
 
     Attributes:
-        passed: `[2, B, H, W, CP]` float32, gradients that reach the cell itself.
-        pairs: `[pair_cells, CP, 2]` operands, gradients that reach its neighbours.
-        partials: `[programs, partial_size]` float32, sums of weight gradients.
+        grads: the gradient in two parts: what reaches the cell itself, `[2, B, H, W, CP]` float32,
+            and planes of what crosses cells, `[plane_size]` operands.
+        partials: `[programs, weights.sums]` float32, sums of weight gradients.
         scale: `[2]` float32: the inverse of the factor of all gradients; 1 if a result is not
             finite, else 0.
     """
 
-    passed: Tensor
-    pairs: Tensor
+    grads: tuple[Tensor, Tensor]
     partials: Tensor
     scale: Tensor
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Both parts of the gradient, sums and scale."""
+        return *self.grads, self.partials, self.scale
 
-def allocate_states(state: Tensor, slots: int) -> tuple[Tensor, Tensor]:
-    """Allocate the states and flags of so many slots; the values are undefined."""
+
+def allocate_states(state: Tensor, settings: RolloutSettings) -> tuple[Tensor, Tensor]:
+    """Allocate the states of a rollout and their flags; the values are undefined."""
     batch, channels, height, width = state.shape
+    slots = settings.slots
     states = state.new_empty(slots, batch, height, width, padded_channels(channels))
-    rows, runs = flag_rows(height), flag_runs(width)
-    flags = torch.empty(slots, batch, rows, runs, dtype=torch.int64, device=state.device)
+    words = flag_shape(height, width) if settings.rule.alive == "both" else (0, 0)
+    flags = torch.empty(slots, batch, *words, dtype=torch.int64, device=state.device)
     return states, flags
 
 
-def allocate_weights(channels: int, parameters: Parameters, precision: str) -> Weights:
+def allocate_weights(channels: int, parameters: Parameters, settings: RolloutSettings) -> Weights:
     """Allocate packed weights for a state of `channels` channels; the values are undefined."""
-    b1 = parameters[1]
-    return empty_weights(channels, b1.shape[0], OPERAND_DTYPES[precision], b1.device)
+    b1, rule = parameters[1], kernel_rule(settings.rule, channels)
+    dtype = OPERAND_DTYPES[settings.precision]
+    return empty_weights(channels, b1.shape[0], rule, dtype, b1.device)
 
 
 def allocate_backward(saved: SavedStates) -> BackwardBuffers:
@@ -87,10 +93,10 @@ def allocate_backward(saved: SavedStates) -> BackwardBuffers:
     config = launch_config("backward", saved)
     batch, height, width, channels = states.shape[1:]
     programs = min(count_tiles(batch, height, width, config.tile_height), config.programs)
+    planes = plane_size((batch, height, width, channels), weights.rule)
     return BackwardBuffers(
-        states.new_empty(2, batch, height, width, channels),
-        weights.packed.new_empty(pair_cells(batch, height, width), channels, 2),
-        states.new_empty(programs, partial_size(weights)),
+        (states.new_empty(2, batch, height, width, channels), weights.packed.new_empty(planes)),
+        states.new_empty(programs, weights.sums),
         states.new_empty(2),
     )
 

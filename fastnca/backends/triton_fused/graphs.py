@@ -109,9 +109,9 @@ class Workspace:
     ) -> None:
         self.settings = settings
         self._record, self._device = record, state.device
-        states, flags = allocate_states(state, settings.slots)
+        states, flags = allocate_states(state, settings)
         counter = torch.zeros(3, dtype=torch.int64, device=state.device)
-        weights = allocate_weights(state.shape[1], parameters, settings.precision)
+        weights = allocate_weights(state.shape[1], parameters, settings)
         # the launches hold the memory, not this object, which a cycle would keep
         self._saved = saved = SavedStates(states, flags.zero_(), counter, weights)
         self._buffers: BackwardBuffers | None = None
@@ -129,7 +129,7 @@ class Workspace:
         """Bytes of device memory."""
         tensors = [self._saved.states, self._saved.flags, self._saved.weights.packed]
         if self._buffers is not None:
-            tensors += vars(self._buffers).values()
+            tensors += self._buffers.tensors
         return sum(tensor.nbytes for tensor in tensors)
 
     @property

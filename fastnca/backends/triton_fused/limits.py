@@ -13,17 +13,26 @@ from torch import Tensor
 
 from fastnca._torch_internals import assume_constant_result
 from fastnca.checks import Parameters, check_like, check_memory
-from fastnca.rule import TUTORIAL, Rule
+from fastnca.rule import Rule
 
 Kind = tuple[torch.Size, torch.dtype, torch.device]
 
 PRECISIONS = ("fp16", "bf16", "ieee")
-MIN_CHANNELS, MAX_CHANNELS = 4, 32
-MIN_HIDDEN, MAX_HIDDEN = 16, 256
+MAX_CHANNELS = 32
+MAX_HIDDEN = 256
+MAX_FILTERS = 4
+PADDINGS = ("zeros", "circular")
+ALIVE = ("both", "none")
 MIN_CAPABILITY = (8, 0)
 
 MAX_WIDTH = 1 << 20
 """A tile and its halo span 18 rows of 64 numbers a cell, and offsets within them are 32-bit."""
+
+MIN_TORUS = 3
+"""Cells a side; a word of flags holds two cells beyond the border."""
+
+MAX_TORUS_CELLS = 1 << 24
+"""The other side of a torus is found by offsets of 32 bits, 64 numbers and two bytes a cell."""
 
 MAX_TILES = 1 << 30
 """Tiles, of eight columns and at least four rows, are numbered in 32 bits."""
@@ -67,16 +76,22 @@ def fused_reasons(
 
 
 def rule_reasons(rule: Rule) -> list[str]:
-    """Name the fields of a rule in which the kernels compute the tutorial's rule only."""
-    reasons = [
-        f"{name}={getattr(rule, name)!r}: the fused kernels compute "
-        f"{name}={getattr(TUTORIAL, name)!r}"
-        for name in rule.changed
-        if name != "hidden"
+    """Name the fields of a rule that the kernels do not compute, one sentence each."""
+    computed = (
+        ("filters", len(rule.filters) <= MAX_FILTERS, f"at most {MAX_FILTERS} filters"),
+        ("learn_filters", not rule.learn_filters, "fixed filters"),
+        ("padding", rule.padding in PADDINGS, f"padding {' and '.join(PADDINGS)}"),
+        ("alive", rule.alive in ALIVE, f"alive {' and '.join(ALIVE)}"),
+        ("hidden", len(rule.hidden) == 1, "one hidden layer"),
+        ("activation", rule.activation == "relu", "relu"),
+        ("clamp", rule.clamp is None, "states without limits"),
+        ("step_size", rule.step_size == 1, "a step size of 1"),
+    )
+    return [
+        f"{name}={getattr(rule, name)!r}: the fused kernels compute {what}"
+        for name, whether, what in computed
+        if not whether
     ]
-    if len(rule.hidden) != 1:
-        reasons.append(f"hidden={rule.hidden}: the fused kernels compute one hidden layer")
-    return reasons
 
 
 def operand_precision(precision: str, device_type: str) -> str:
@@ -101,14 +116,10 @@ def _reasons(
     reasons = list(_device_reasons(device, interpreted))
     if dtype != torch.float32:
         reasons.append(f"The fused kernels keep a float32 state, got {dtype}.")
-    if not MIN_CHANNELS <= channels <= MAX_CHANNELS:
-        reasons.append(
-            f"The fused kernels take {MIN_CHANNELS} to {MAX_CHANNELS} channels, got {channels}."
-        )
-    if not MIN_HIDDEN <= hidden <= MAX_HIDDEN:
-        reasons.append(
-            f"The fused kernels take {MIN_HIDDEN} to {MAX_HIDDEN} hidden units, got {hidden}."
-        )
+    if channels > MAX_CHANNELS:
+        reasons.append(f"The fused kernels take up to {MAX_CHANNELS} channels, got {channels}.")
+    if hidden > MAX_HIDDEN:
+        reasons.append(f"The fused kernels take up to {MAX_HIDDEN} hidden units, got {hidden}.")
     if precision not in PRECISIONS:
         reasons.append(
             f"The fused kernels have the precisions {', '.join(PRECISIONS)}, got {precision!r}."
@@ -153,9 +164,19 @@ def size_reasons(precision: str, channels: int, hidden: int, capability: int) ->
     return []
 
 
-def shape_reasons(batch: int, height: int, width: int) -> list[str]:
+def shape_reasons(batch: int, height: int, width: int, padding: str) -> list[str]:
     """List the reasons why a batch of grids is out of the kernels' range, one sentence each."""
     reasons = []
+    if padding == "circular" and min(height, width) < MIN_TORUS:
+        reasons.append(
+            f"The fused kernels take a torus of {MIN_TORUS} cells a side or more, got "
+            f"{height}x{width}."
+        )
+    if padding == "circular" and height * (width + 2) > MAX_TORUS_CELLS:
+        reasons.append(
+            f"The fused kernels take a torus of up to {MAX_TORUS_CELLS} cells, got "
+            f"{height}x{width}."
+        )
     if height < 1 or width < 1:
         reasons.append(f"A grid needs at least one cell, got {height}x{width}.")
     if width > MAX_WIDTH:
@@ -274,7 +295,7 @@ def _tensor_reasons(
             f"parameters for {channels} channels must have the shapes {expected}, got {shapes}"
         )
     reasons = fused_reasons(device, dtype, channels, hidden, precision)
-    reasons += shape_reasons(batch, height, width)
+    reasons += shape_reasons(batch, height, width, rule.padding)
     for name, kind in zip(_NAMES, found, strict=False):
         if kind[1:] != (torch.float32, device):
             reasons.append(f"{name} must be float32 on {device}, got {kind[1]} on {kind[2]}.")

@@ -6,6 +6,7 @@ Begin, launch and end are separate functions: a CUDA graph holds the launches al
 import torch
 from torch import Tensor
 
+from fastnca import kernels
 from fastnca.backends.autograd import Grads, dense
 from fastnca.backends.triton_fused.buffers import (
     BackwardBuffers,
@@ -17,17 +18,6 @@ from fastnca.backends.triton_fused.buffers import (
 )
 from fastnca.backends.triton_fused.settings import MaskCounter, RolloutSettings
 from fastnca.checks import Parameters
-from fastnca.kernels import (
-    finish_backward,
-    finish_forward,
-    pack_weights,
-    poison,
-    reduce_gradients,
-    start_backward,
-    start_forward,
-    step_backward,
-    step_forward,
-)
 
 
 def run_forward(
@@ -44,12 +34,12 @@ def run_forward(
     Returns:
         The last state, `[B, C, H, W]` contiguous, and what the backward pass needs.
     """
-    states, flags = allocate_states(state, settings.slots)
+    states, flags = allocate_states(state, settings)
     numbers = None
     if isinstance(counter, MaskCounter):
         numbers, counter = counter, torch.empty(3, dtype=torch.int64, device=state.device)
-    weights = allocate_weights(state.shape[1], parameters, settings.precision)
-    pack_weights(parameters, weights, counter, numbers, flags)
+    weights = allocate_weights(state.shape[1], parameters, settings)
+    kernels.prepare_rollout(parameters, weights, counter, numbers, flags)
     saved = SavedStates(states, flags, counter, weights)
     begin_forward(state, saved, settings)
     launch_forward(saved, settings)
@@ -58,23 +48,32 @@ def run_forward(
 
 def begin_forward(state: Tensor, saved: SavedStates, settings: RolloutSettings) -> None:
     """Store the first state in slot 0."""
-    start_forward(dense(state), saved.states, saved.flags, settings.kernel_rule.threshold)
+    threshold = settings.rule.alive_threshold
+    kernels.begin_forward(dense(state), saved.states, saved.flags, saved.weights.rule, threshold)
 
 
 def launch_forward(saved: SavedStates, settings: RolloutSettings) -> None:
     """Launch every step."""
-    config, rule = launch_config("forward", saved), settings.kernel_rule
+    config = launch_config("forward", saved)
     for step in range(settings.steps):
         slots = settings.slot(step), settings.slot(step + 1)
-        step_forward(
-            saved.states, saved.flags, saved.weights, saved.counter, slots, step, rule, config
+        kernels.step_forward(
+            saved.states,
+            saved.flags,
+            saved.weights,
+            saved.counter,
+            slots,
+            step,
+            settings.step_settings,
+            config,
         )
 
 
 def end_forward(state: Tensor, saved: SavedStates, settings: RolloutSettings) -> Tensor:
     """Return the last state, contiguous, of the shape of `state`."""
     result = torch.empty_like(state, memory_format=torch.contiguous_format)
-    finish_forward(saved.states, saved.flags, saved.counter, settings.last_slot, result)
+    rule, last = saved.weights.rule, settings.last_slot
+    kernels.end_forward(saved.states, saved.flags, saved.counter, rule, last, result)
     return result
 
 
@@ -113,8 +112,9 @@ def begin_backward(
     largest = None
     if settings.precision == "fp16":
         largest = torch.linalg.vector_norm(grad, torch.inf)
-    halves = buffers.passed, buffers.pairs
-    start_backward(grad, largest, saved.counter, settings.steps, halves, buffers.scale)
+    kernels.begin_backward(
+        grad, largest, saved.counter, settings.steps, buffers.grads, buffers.scale
+    )
 
 
 def launch_backward(
@@ -122,7 +122,6 @@ def launch_backward(
 ) -> None:
     """Launch the derivative of every step, the last step first."""
     config = launch_config("backward", saved)
-    halves = buffers.passed, buffers.pairs
     for segment in reversed(range(settings.segments)):
         first = segment * settings.checkpoint_every
         last = min(first + settings.checkpoint_every, settings.steps)
@@ -130,16 +129,16 @@ def launch_backward(
         if settings.checkpoint_every > 1:
             segment_states, offset = _recompute(saved, settings, first, last), first
         for step in reversed(range(first, last)):
-            step_backward(
+            kernels.step_backward(
                 segment_states.states,
                 segment_states.flags,
-                halves,
+                buffers.grads,
                 saved.weights,
                 saved.counter,
                 buffers.partials,
                 step - offset,
                 step,
-                settings.kernel_rule,
+                settings.step_settings,
                 config,
             )
 
@@ -159,13 +158,13 @@ def end_backward(
     """
     checked, scale = settings.precision == "fp16", buffers.scale
     grads = tuple(map(buffers.partials.new_empty, shapes))
-    reduce_gradients(buffers.partials, scale, saved.counter, saved.weights, grads, checked)
+    kernels.reduce_gradients(buffers.partials, scale, saved.counter, saved.weights, grads, checked)
     state = None
     if needs_state_grad:
         state = torch.empty_like(grad, memory_format=torch.contiguous_format)
-        finish_backward(buffers.passed, buffers.pairs, scale, state, checked)
+        kernels.end_backward(buffers.grads, scale, saved.weights.rule, state, checked)
     if checked:
-        poison(scale, (grads[-1] if state is None else state, *grads))
+        kernels.nan_fill_if_overflow(scale, grads if state is None else (state, *grads))
     return state, *grads
 
 
@@ -177,8 +176,16 @@ def _recompute(saved: SavedStates, settings: RolloutSettings, first: int, last: 
     flags = saved.flags.new_zeros(steps + 1, *saved.flags.shape[1:])
     states[0], flags[0] = saved.states[segment], saved.flags[segment]
     flags[steps] = saved.flags[segment + 1]
-    config, rule = launch_config("forward", saved), settings.kernel_rule
+    config = launch_config("forward", saved)
     for step in range(steps - 1):
-        slots = step, step + 1
-        step_forward(states, flags, saved.weights, saved.counter, slots, first + step, rule, config)
+        kernels.step_forward(
+            states,
+            flags,
+            saved.weights,
+            saved.counter,
+            (step, step + 1),
+            first + step,
+            settings.step_settings,
+            config,
+        )
     return SavedStates(states, flags, saved.counter, saved.weights)

@@ -19,7 +19,7 @@ from fastnca.backends.triton_fused.graphs import GRAPHS
 from fastnca.backends.triton_fused.limits import check_tensors
 from fastnca.backends.triton_fused.settings import MaskCounter, RolloutSettings, make_settings
 from fastnca.checks import Parameters
-from fastnca.kernels import device_guard, pack_weights
+from fastnca.kernels import device_guard, prepare_rollout
 from fastnca.rule import Rule
 
 _NO_MEMORY = torch.empty(0)
@@ -37,27 +37,10 @@ def eager_rollout(
     checkpoint_every: int,
     device_steps: Tensor | None,
 ) -> Tensor:
-    """Compute what `fused_rollout` describes.
+    """Compute what `fused_rollout` describes, with its arguments and errors.
 
-    Args:
-        state: `[B, C, H, W]` float32, any strides.
-        parameters: weights and biases of the two 1x1 convolutions, float32.
-        rule: what a step computes.
-        steps: the maximum number of steps.
-        seed: the seed's 64 bits as a signed int, a `[]` int64 tensor on the state's device, or
-            None, which updates every cell.
-        first_step: number of the first step.
-        update_rate: probability that a cell updates in a step.
-        precision: "fp16", "bf16" or "ieee".
-        checkpoint_every: every k-th state is kept for the backward pass.
-        device_steps: `[]` int64 tensor on the state's device, the number of steps; None takes all.
-
-    Returns:
-        `[B, C, H, W]` float32, contiguous.
-
-    Raises:
-        RuntimeError: the kernels cannot run, or a capture would freeze the seed.
-        ValueError: a shape or a number is out of range.
+    An int seed is its 64 bits as a signed number. Tensors with one number are int64, on the state's
+    device.
     """
     check_tensors(state, parameters, rule, precision)
     keep = torch.is_grad_enabled() and (
@@ -93,7 +76,7 @@ def _forward(
         if acquired is None:
             return *loops.run_forward(state, parameters, counter, settings), settings
         workspace, saved = acquired
-        pack_weights(parameters, saved.weights, saved.counter, counter)
+        prepare_rollout(parameters, saved.weights, saved.counter, counter)
         loops.begin_forward(state, saved, workspace.settings)
         workspace.forward()
         return loops.end_forward(state, saved, workspace.settings), saved, workspace.settings

@@ -23,7 +23,7 @@ from fastnca.backends.triton_fused.limits import check_stored, check_tensors
 from fastnca.backends.triton_fused.loops import run_backward, run_forward
 from fastnca.backends.triton_fused.settings import make_settings
 from fastnca.checks import Parameters, check_devices
-from fastnca.kernels import device_guard, pack_weights
+from fastnca.kernels import device_guard, prepare_rollout
 from fastnca.rule import Rule
 
 OperatorSettings = tuple[str, int, float, str, int, bool]
@@ -113,7 +113,7 @@ def _rollout_backward(
     parameters = _given(w1, b1, w2, b2)
     settings = make_settings(_parse(rule), *numbers, True)
     check_tensors(grad, parameters, settings.rule, settings.precision)
-    like_states, like_flags = allocate_states(torch.empty_like(grad, device="meta"), settings.slots)
+    like_states, like_flags = allocate_states(torch.empty_like(grad, device="meta"), settings)
     saved = {
         "counter": (counter, (3,), torch.int64),
         "states": (states, like_states.shape, like_states.dtype),
@@ -121,10 +121,10 @@ def _rollout_backward(
     }
     check_stored(saved, grad.device)
     states, flags, counter = map(aligned, (states, flags, counter))
-    weights = allocate_weights(grad.shape[1], parameters, settings.precision)
+    weights = allocate_weights(grad.shape[1], parameters, settings)
     shapes = tuple(parameter.shape for parameter in parameters)
     with device_guard(grad.device):
-        pack_weights(parameters, weights, counter, None)
+        prepare_rollout(parameters, weights, counter, None)
         grads = run_backward(grad, SavedStates(states, flags, counter, weights), shapes, settings)
     found = _given(*grads)
     return found if b2 is not None else (*found, grad.new_empty(0))
@@ -143,7 +143,7 @@ def _fake_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_devices(state, *_given(w1, b1, w2, b2), counter)
     settings = make_settings.__wrapped__(_parse(rule), *numbers)
-    states, flags = allocate_states(state, settings.slots)
+    states, flags = allocate_states(state, settings)
     return torch.empty_like(state, memory_format=torch.contiguous_format), states, flags
 
 

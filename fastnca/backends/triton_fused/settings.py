@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fastnca.kernels import Rule as KernelRule
+from fastnca.kernels import KernelRule, StepSettings, make_rule
 from fastnca.masks import threshold
 from fastnca.rule import Rule
 
@@ -59,9 +59,9 @@ class RolloutSettings:
     keep: bool = True
 
     @cached_property
-    def kernel_rule(self) -> KernelRule:
-        """The rule as the kernels take it."""
-        return KernelRule(self.limit, self.random, self.rule.alive_threshold)
+    def step_settings(self) -> StepSettings:
+        """What every step kernel is told."""
+        return StepSettings(self.limit, self.random, self.rule.alive_threshold)
 
     @property
     def segments(self) -> int:
@@ -91,6 +91,14 @@ class RolloutSettings:
         if step % self.checkpoint_every == 0:
             return step // self.checkpoint_every
         return self.segments if step == self.steps else self.segments + 1 + step % 2
+
+
+@lru_cache(maxsize=256)
+def kernel_rule(rule: Rule, channels: int) -> KernelRule:
+    """Return what kernels are compiled for, of a rule and a state of `channels` channels."""
+    first_input = channels - rule.inputs if rule.inputs else 0
+    alive, circular = rule.alive == "both", rule.padding == "circular"
+    return make_rule(rule.taps, circular, alive, rule.final_bias, first_input)
 
 
 @lru_cache(maxsize=256)

@@ -22,11 +22,11 @@ from fastnca.backends.autograd import (
     refuse_saved,
 )
 from fastnca.backends.triton_fused.limits import check_tensors
-from fastnca.backends.triton_fused.settings import make_settings
+from fastnca.backends.triton_fused.settings import kernel_rule, make_settings
 from fastnca.checks import Parameters, check_memory
 from fastnca.kernels import (
     OPERAND_DTYPES,
-    SINGLE_NETWORK,
+    SINGLE_STEP_LIMIT,
     choose_launch,
     count_rectangles,
     device_facts,
@@ -93,26 +93,27 @@ class Prepared:
         tiles = single_tiles(batch, height, width, config.tile_height)
         rectangles = count_rectangles(batch * channels, height, width)
         self.supported = (
-            wide <= SINGLE_NETWORK[0]
-            and tall <= SINGLE_NETWORK[1]
+            wide <= SINGLE_STEP_LIMIT[0]
+            and tall <= SINGLE_STEP_LIMIT[1]
             and batch * height * width <= MAX_CELLS[config.tile_height]
             and channels * height * width <= MAX_NUMBERS
             and 0 < max(tiles, rectangles) <= MAX_TILES
         )
         if not self.supported:
             return
-        rest = settings.kernel_rule, isinstance(seed, Tensor)
+        compiled_rule = kernel_rule(rule, channels)
+        rest = compiled_rule, settings.step_settings, isinstance(seed, Tensor)
         self.forward, self.forward_keeping = (
             prepare_forward(shape, hidden, precision, *rest, keep, device, config)
             for keep in (False, True)
         )
         config = choose_launch("single_gradient", *kind)
-        self.backward = prepare_backward(shape, hidden, precision, device, config)
+        self.backward = prepare_backward(shape, hidden, precision, compiled_rule, device, config)
         # torch allocates fastest what is like a tensor; these take one number of memory.
-        fate, number = (torch.empty(1, dtype=d, device=device) for d in (torch.uint8, state.dtype))
-        self.fates = fate.expand(batch * height * width)
+        flag, number = (torch.empty(1, dtype=d, device=device) for d in (torch.uint8, state.dtype))
+        self.cell_flags = flag.expand(batch * height * width)
         self.scratch = number.expand(self.backward.scratch_size)
-        self.saved = (state.shape, *self.shapes, self.fates.shape, device)
+        self.saved = (state.shape, *self.shapes, self.cell_flags.shape, device)
 
 
 _prepared: dict[Hashable, Prepared] = {}
@@ -220,12 +221,12 @@ class _SingleStep(torch.autograd.Function):
     ) -> Tensor:
         first, *parameters = _readable(state, w1, b1, w2, b2)
         result = torch.empty_like(first)
-        fates = torch.empty_like(prepared.fates)
+        cell_flags = torch.empty_like(prepared.cell_flags)
         given, number = (seed, 0) if isinstance(seed, Tensor) else (result, seed or 0)
-        prepared.forward_keeping(first, *parameters, given, result, fates, number, step)
+        prepared.forward_keeping(first, *parameters, given, result, cell_flags, number, step)
         ctx.set_materialize_grads(False)
         ctx.prepared = prepared
-        ctx.save_for_backward(state, w1, b1, w2, b2, fates)
+        ctx.save_for_backward(state, w1, b1, w2, b2, cell_flags)
         return result
 
     @staticmethod
@@ -257,14 +258,14 @@ def _backward(
     prepared: Prepared, grad: Tensor, saved: tuple[Tensor, ...], needs_state_grad: bool
 ) -> tuple[Tensor, ...]:
     """Return the gradients of the state, unfinished if it is not wanted, and of the parameters."""
-    state, w1, b1, w2, b2, fates = saved
-    shapes = state.shape, w1.shape, b1.shape, w2.shape, b2.shape, fates.shape
+    state, w1, b1, w2, b2, cell_flags = saved
+    shapes = state.shape, w1.shape, b1.shape, w2.shape, b2.shape, cell_flags.shape
     device = state.device
     if not (
         (*shapes, device) == prepared.saved
         and state.dtype is w1.dtype is b1.dtype is w2.dtype is b2.dtype is torch.float32
-        and fates.dtype is torch.uint8
-        and device == w1.device == b1.device == w2.device == b2.device == fates.device
+        and cell_flags.dtype is torch.uint8
+        and device == w1.device == b1.device == w2.device == b2.device == cell_flags.device
     ):
         refuse_saved()
     state, w1, b1, w2, b2 = _readable(state, w1, b1, w2, b2)
@@ -272,6 +273,6 @@ def _backward(
     grads = like(state), like(w1), like(b1), like(w2), like(b2)
     scratch = like(prepared.scratch)
     launches = prepared.backward
-    launches.first(state, fates.contiguous(), dense(grad), w1, b1, w2, grads[0], scratch)
+    launches.first(state, cell_flags.contiguous(), dense(grad), w1, b1, w2, grads[0], scratch)
     (launches.last if needs_state_grad else launches.sums)(scratch, *grads)
     return grads
