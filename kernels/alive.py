@@ -183,6 +183,7 @@ def may_live(flags_ptr, place, size, RULE: tl.constexpr, HEIGHT: tl.constexpr):
             plane_ptr = flags_ptr + first_word(sample, 0, 0, flag_rows, tile_columns)
             y = (tile_row * HEIGHT + row - MARGIN + height) % height
             _, kept = load_torus(plane_ptr, y, tile_column, width)
+            kept = tl.where(row < HEIGHT + 2 * MARGIN, kept, 0)
         else:
             word = first_word(sample, tile_row * HEIGHT, tile_column, flag_rows, tile_columns)
             words_ptr = flags_ptr + word + (row - MARGIN) * tile_columns

@@ -150,9 +150,8 @@ def _end_backward_kernel(
         batch.to(tl.int64) * (height + 2) * (width + 2),
     )
     steps = distances(y, x, height, width, width + 2, RULE.circular)
-    received = gather_planes(planes_ptr, area, steps, RULE)
-    if received is not None:
-        grad += received
+    if RULE.plane_count > 0:
+        grad += gather_planes(planes_ptr, area, steps, RULE)
     grad *= tl.load(scale_ptr)
     corner = first_number(sample, y0, x0, height, width, CHANNELS)
     mask = inside[:, None] & (channel < CHANNELS)[None, :]

@@ -44,12 +44,20 @@ def apply_network(features, weights, RULE: tl.constexpr):
 
 @triton.jit
 def update_cells(
-    pointers, steps, status, weights, RULE: tl.constexpr, RANDOM: tl.constexpr, CELL: tl.constexpr
+    base_ptr,
+    offsets,
+    steps,
+    status,
+    weights,
+    RULE: tl.constexpr,
+    RANDOM: tl.constexpr,
+    CELL: tl.constexpr,
 ):
     """Perceive, apply the network, and update the cells that take part (E1, E3, E5).
 
     Args:
-        pointers: `[CELLS, CHANNELS]` pointers to the cells of a tile of a state, float32.
+        base_ptr: pointer to the first cell of a tile of a state, float32.
+        offsets: `[CELLS, CHANNELS]` int32, offsets from there.
         steps: how far neighbours are up, down, left and right, in cells (`distances`).
         status: `[CELLS, CHANNELS]` int32 (`look_around`).
         weights: both layers and both biases (`load_weights`).
@@ -60,7 +68,8 @@ def update_cells(
     Returns:
         The updated state, `[CELLS, CHANNELS]` float32.
     """
-    state, features = perceive(pointers, steps, status, RULE, CELL, weights[0].dtype)
+    dtype: tl.constexpr = weights[0].dtype
+    state, features = perceive(base_ptr, offsets, steps, status, RULE, CELL, dtype)
     delta = apply_network(features, weights, RULE)
     if RANDOM or RULE.first_input > 0:
         delta = tl.where(has(status, UPDATE), delta, 0.0)

@@ -9,15 +9,14 @@ import triton
 import triton.language as tl
 
 from .status import has
+from .tile import rows_around
 
 
 @triton.jit
 def add_tap(total, values, TAP: tl.constexpr):
-    """Return `total + TAP * values`; None is no total yet."""
+    """Return `total + TAP * values`."""
     if TAP == 0:
         return total
-    elif total is None:
-        return values if TAP == 1 else TAP * values
     elif TAP == 1:
         return total + values
     elif TAP == -1:
@@ -38,22 +37,25 @@ def load_neighbour(pointers, status, BIT: tl.constexpr, MASKED: tl.constexpr):
 @triton.jit
 def _filter(center, differences, sums, FILTER: tl.constexpr):
     """Apply one filter to a neighbourhood whose opposite cells are taken together."""
-    total = add_tap(None, center, FILTER.center)
-    for pair in tl.static_range(4):
-        total = add_tap(total, differences[pair], FILTER.odd[pair])
-        total = add_tap(total, sums[pair], FILTER.even[pair])
-    if total is None:
-        return center * 0.0
-    else:
-        return total
+    values = (center,), differences, sums
+    first = values[FILTER.terms[0][0]][FILTER.terms[0][1]]
+    total = first if FILTER.terms[0][2] == 1 else FILTER.terms[0][2] * first
+    for number in tl.static_range(1, 9):
+        if number < FILTER.term_count:
+            term = values[FILTER.terms[number][0]][FILTER.terms[number][1]]
+            total = add_tap(total, term, FILTER.terms[number][2])
+    return total
 
 
 @triton.jit
-def perceive(pointers, steps, status, RULE: tl.constexpr, CELL: tl.constexpr, DTYPE: tl.constexpr):
+def perceive(
+    base_ptr, offsets, steps, status, RULE: tl.constexpr, CELL: tl.constexpr, DTYPE: tl.constexpr
+):
     """Apply the filters to every channel, and join what they give (E1).
 
     Args:
-        pointers: `[CELLS, CHANNELS]` pointers to the cells of a tile of a state, float32.
+        base_ptr: pointer to the first cell of a tile of a state, float32.
+        offsets: `[CELLS, CHANNELS]` int32, offsets from there.
         steps: how far neighbours are up, down, left and right, in cells (`distances`).
         status: `[CELLS, CHANNELS]` int32, whose bits 0 to 8 are the neighbours that are perceived.
         RULE: the rule.
@@ -63,9 +65,8 @@ def perceive(pointers, steps, status, RULE: tl.constexpr, CELL: tl.constexpr, DT
     Returns:
         The state, `[CELLS, CHANNELS]` float32, and its features, `[CELLS, 4 * CHANNELS]` operands.
     """
-    up, down, left, right = steps
-    left, right = left * CELL, right * CELL
-    above, below = pointers - up * CELL, pointers + down * CELL
+    above, pointers, below = rows_around(base_ptr, offsets, steps, CELL)
+    left, right = steps[2] * CELL, steps[3] * CELL
     masked: tl.constexpr = RULE.masked
     center = load_neighbour(pointers, status, 4, masked)
     bottom_right = load_neighbour(below + right, status, 8, masked)
@@ -108,7 +109,8 @@ def _feature(
     shared memory, where it fails for some layouts.
     """
     if RULE.count > NUMBER:
-        return _bits(_filter(center, differences, sums, RULE.filters[NUMBER]).to(DTYPE))
+        taps: tl.constexpr = RULE.filters[NUMBER]
+        return _bits(_filter(center, differences, sums, taps).to(DTYPE))
     else:
         return _bits(tl.full(center.shape, 1.0, DTYPE))
 
@@ -132,9 +134,14 @@ def split_features(features, CELLS: tl.constexpr, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def grad_of_center(grads, RULE: tl.constexpr):
-    """Return what gradients of the features mean for the cell itself, `[CELLS, CHANNELS]` (E12)."""
-    total = None
+def add_centers(total, grads, RULE: tl.constexpr):
+    """Add what gradients of the features mean for the cell itself (E12).
+
+    Args:
+        total: `[CELLS, CHANNELS]` float32.
+        grads: gradients of the four features, like it.
+        RULE: the rule.
+    """
     for number in tl.static_range(4):
         if number < RULE.count:
             total = add_tap(total, grads[number], RULE.filters[number].center)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from .perceive import add_tap, load_neighbour
+from .tile import rows_around
 
 
 @triton.jit
@@ -22,37 +23,40 @@ def _parts(values, PAIRED: tl.constexpr):
     if PAIRED:
         return tl.split(tl.reshape(values, (values.shape[0], values.shape[1] // 2, 2)))
     else:
-        return (values,)
+        return values, values
 
 
 @triton.jit
-def _gather_two(
-    total, neighbours, status, PLANE: tl.constexpr, PAIR: tl.constexpr, PAIRED: tl.constexpr
+def _load_two(
+    first_ptr, second_ptr, status, PLANE: tl.constexpr, PAIR: tl.constexpr, PAIRED: tl.constexpr
 ):
-    """Add what two opposite neighbours, pointers to them, give to a cell."""
-    if PLANE.reads[PAIR]:
-        masked: tl.constexpr = status is not None
-        first = load_neighbour(neighbours[0], status, PLANE.pairs[PAIR][0], masked)
-        second = load_neighbour(neighbours[1], status, PLANE.pairs[PAIR][1], masked)
-        if PLANE.mixed:
-            first, second = first.to(tl.float32), second.to(tl.float32)
-        differences, sums = _parts(second - first, PAIRED), _parts(second + first, PAIRED)
-        for number in tl.static_range(2):
-            if number < PLANE.count:
-                total = add_tap(total, differences[number], PLANE.filters[number].odd[PAIR])
-                total = add_tap(total, sums[number], PLANE.filters[number].even[PAIR])
-    return total
+    """Load opposite neighbours; return differences and sums of both filters."""
+    masked: tl.constexpr = status is not None
+    first = load_neighbour(first_ptr, status, PLANE.pairs[PAIR][0], masked)
+    second = load_neighbour(second_ptr, status, PLANE.pairs[PAIR][1], masked)
+    if PLANE.mixed:
+        first, second = first.to(tl.float32), second.to(tl.float32)
+    return _parts(second - first, PAIRED), _parts(second + first, PAIRED)
 
 
 @triton.jit
-def gather(pointers, steps, status, PLANE: tl.constexpr, CELL: tl.constexpr, PAIRED: tl.constexpr):
+def gather(
+    base_ptr,
+    offsets,
+    steps,
+    status,
+    PLANE: tl.constexpr,
+    CELL: tl.constexpr,
+    PAIRED: tl.constexpr,
+):
     """Apply the transposed filters of one plane, but for their centers (E12).
 
     Where its filters are odd, or even, differences and sums are taken in the type of the plane,
     which is the rounding of one more operand.
 
     Args:
-        pointers: `[CELLS, 2 * CHANNELS]` pointers to a tile of pairs; otherwise of any shape.
+        base_ptr: pointer to the first cell of a tile of the plane.
+        offsets: int32, offsets from there: `[CELLS, 2 * CHANNELS]` of pairs, else of any shape.
         steps: how far neighbours are up, down, left and right, in cells (`distances`).
         status: int32, whose bits 0 to 8 are the neighbours that exist; None if all do.
         PLANE: the plane.
@@ -62,26 +66,41 @@ def gather(pointers, steps, status, PLANE: tl.constexpr, CELL: tl.constexpr, PAI
     Returns:
         Float32, `[CELLS, CHANNELS]` from pairs.
     """
-    up, down, left, right = steps
-    left, right = left * CELL, right * CELL
-    above, below = pointers - up * CELL, pointers + down * CELL
-    total = _gather_two(None, (below + right, above - left), status, PLANE, 0, PAIRED)
-    total = _gather_two(total, (above + right, below - left), status, PLANE, 1, PAIRED)
-    total = _gather_two(total, (pointers + right, pointers - left), status, PLANE, 2, PAIRED)
-    return _gather_two(total, (below, above), status, PLANE, 3, PAIRED)
+    above, pointers, below = rows_around(base_ptr, offsets, steps, CELL)
+    left, right = steps[2] * CELL, steps[3] * CELL
+    values = (
+        _load_two(below + right, above - left, status, PLANE, 0, PAIRED),
+        _load_two(above + right, below - left, status, PLANE, 1, PAIRED),
+        _load_two(pointers + right, pointers - left, status, PLANE, 2, PAIRED),
+        _load_two(below, above, status, PLANE, 3, PAIRED),
+    )
+    first = values[PLANE.terms[0][0]][PLANE.terms[0][1]][PLANE.terms[0][2]]
+    total = first if PLANE.terms[0][3] == 1 else PLANE.terms[0][3] * first
+    for number in tl.static_range(1, 16):
+        if number < PLANE.term_count:
+            term = values[PLANE.terms[number][0]][PLANE.terms[number][1]][PLANE.terms[number][2]]
+            total = add_tap(total, term, PLANE.terms[number][3])
+    return total
 
 
 @triton.jit
-def _pointers(planes_ptr, area, PLANE: tl.constexpr):
-    """Return pointers to a tile of plane number PLANE, `[CELLS, 2 * CHANNELS]`."""
+def _tile(planes_ptr, area, PLANE: tl.constexpr):
+    """Return a pointer to the first cell of a tile of plane number PLANE."""
     first, offsets, plane_cells = area
-    numbers: tl.constexpr = offsets.shape[1]
-    return planes_ptr + (plane_cells * PLANE + first) * numbers + offsets
+    return planes_ptr + (plane_cells * PLANE + first) * offsets.shape[1]
+
+
+@triton.jit
+def _gather_plane(planes_ptr, area, steps, RULE: tl.constexpr, PLANE: tl.constexpr):
+    """Gather what crossed cells from one plane of pairs (`gather_planes`)."""
+    plane: tl.constexpr = RULE.planes[PLANE]
+    tile_ptr = _tile(planes_ptr, area, PLANE)
+    return gather(tile_ptr, area[1], steps, None, plane, area[1].shape[1], True)
 
 
 @triton.jit
 def gather_planes(planes_ptr, area, steps, RULE: tl.constexpr):
-    """Gather what crossed cells on its way to a tile (E12).
+    """Gather what crossed cells on its way to a tile (E12), of a rule that has planes.
 
     Args:
         planes_ptr: pointer to one half of the planes.
@@ -90,14 +109,11 @@ def gather_planes(planes_ptr, area, steps, RULE: tl.constexpr):
         RULE: the rule.
 
     Returns:
-        `[CELLS, CHANNELS]` float32; None if no filter reads a neighbour.
+        `[CELLS, CHANNELS]` float32.
     """
-    total = None
-    for plane in tl.static_range(2):
-        if plane < RULE.plane_count:
-            pointers = _pointers(planes_ptr, area, plane)
-            received = gather(pointers, steps, None, RULE.planes[plane], area[1].shape[1], True)
-            total = add_tap(total, received, 1)
+    total = _gather_plane(planes_ptr, area, steps, RULE, 0)
+    if RULE.plane_count > 1:
+        total += _gather_plane(planes_ptr, area, steps, RULE, 1)
     return total
 
 
@@ -140,4 +156,4 @@ def store_planes(planes_ptr, area, values, mask, RULE: tl.constexpr):
     """
     for plane in tl.static_range(2):
         if plane < RULE.plane_count:
-            tl.store(_pointers(planes_ptr, area, plane), values[plane], mask=mask)
+            tl.store(_tile(planes_ptr, area, plane) + area[1], values[plane], mask=mask)

@@ -34,6 +34,18 @@ class Filter:
     even: tuple[float, ...]
 
     @property
+    def terms(self) -> tuple[tuple[int, int, float], ...]:
+        """Its taps that are not zero: 0 for the center, 1 or 2 for a difference or a sum; which."""
+        taps = (self.center,), self.odd, self.even
+        found = ((kind, n, tap) for kind, each in enumerate(taps) for n, tap in enumerate(each))
+        return tuple(term for term in found if term[2]) or ((0, 0, 0.0),)
+
+    @property
+    def term_count(self) -> int:
+        """Number of `terms`."""
+        return len(self.terms)
+
+    @property
     def weight(self) -> float:
         """What the weights that meet it are multiplied by."""
         return 1 / self.scale
@@ -64,12 +76,23 @@ class Plane:
         return len(self.filters)
 
     @property
-    def reads(self) -> tuple[bool, ...]:
-        """Which of `PAIRS` they read."""
-        return tuple(
-            any(each.odd[pair] or each.even[pair] for each in self.filters)
+    def terms(self) -> tuple[tuple[int, int, int, float], ...]:
+        """Their taps that are not zero: which of `PAIRS`; 0 or 1 for a difference or a sum; filter.
+
+        In the order in which neighbours are loaded.
+        """
+        found = (
+            (pair, kind, n, getattr(each, part)[pair])
             for pair in range(len(PAIRS))
+            for kind, part in enumerate(("odd", "even"))
+            for n, each in enumerate(self.filters)
         )
+        return tuple(term for term in found if term[3])
+
+    @property
+    def term_count(self) -> int:
+        """Number of `terms`."""
+        return len(self.terms)
 
     @property
     def mixed(self) -> bool:

@@ -9,7 +9,7 @@ import triton.language as tl
 from .gradients import BLOCK, INTERPRETED_BLOCK, ROWS, first_bias_sums, store_sums
 from .launch import Launch, LaunchConfig, count_tiles
 from .network import differentiate_network
-from .perceive import grad_of_center, perceive, split_features
+from .perceive import add_centers, perceive, split_features
 from .rule import KernelRule
 from .scale import LARGEST, SMALLEST, power_of_two, scale_exponent
 from .single_gradient_end import (
@@ -133,8 +133,7 @@ def _single_gradient_kernel(
             status = of_channels(neighbours_inside(y, x, height, width), CHANNELS, PADDED)
             flags = of_channels(cell_flags, CHANNELS, PADDED)
             steps = distances(y, x, height, width, width, RULE.circular)
-            pointers = state_ptr + corner + offsets
-            _state, features = perceive(pointers, steps, status, RULE, 1, DTYPE)
+            _state, features = perceive(state_ptr + corner, offsets, steps, status, RULE, 1, DTYPE)
             grad = tl.load(grad_ptr + corner + offsets, mask=has(flags, ALIVE_AFTER), other=0.0)
             updating = has(flags, UPDATED)
             unscaled = tl.where(updating, grad, 0.0)
@@ -156,7 +155,7 @@ def _single_gradient_kernel(
                 features, grad_delta, weights, sums, RULE
             )
             grads = split_features(grad_features, cells, PADDED)
-            direct = (grad + grad_of_center(grads, RULE)) * unscale
+            direct = add_centers(grad, grads, RULE) * unscale
             grad_x = grads[1] * unscale
             grad_y = grads[2] * unscale
         mask = inside[:, None] & (channel < CHANNELS)[None, :]

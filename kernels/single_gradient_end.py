@@ -84,9 +84,11 @@ def _single_gradient_end_kernel(
         local = row * width + column
         status = neighbours_inside(y0 + row, x0 + column, height, width)
         steps = distances(y0 + row, x0 + column, height, width, width, RULE.circular)
-        x_ptr = scratch_ptr + cell + local
-        received = gather(x_ptr, steps, status, RULE.alone[1], 1, False)
-        received += gather(x_ptr + elements, steps, status, RULE.alone[2], 1, False)
+        x_ptr, y_ptr = scratch_ptr + cell, scratch_ptr + elements + cell
+        sobel_x: tl.constexpr = RULE.alone[1]
+        sobel_y: tl.constexpr = RULE.alone[2]
+        received = gather(x_ptr, local, steps, status, sobel_x, 1, False)
+        received += gather(y_ptr, local, steps, status, sobel_y, 1, False)
         target_ptr = grad_state_ptr + cell + local
         grad = tl.load(target_ptr, mask=has(status, HERE), other=0.0) + received + nan_or_zero
         tl.store(target_ptr, grad, mask=has(status, HERE))

@@ -129,8 +129,8 @@ def _single_step_kernel(
             status = combine_once(status, drawn)
             statuses = of_channels(status, CHANNELS, PADDED)
             steps = distances(y, x, height, width, width, RULE.circular)
-            pointers = state_ptr + corner + offsets
-            updated = update_cells(pointers, steps, statuses, weights, RULE, RANDOM, 1)
+            here_ptr = state_ptr + corner
+            updated = update_cells(here_ptr, offsets, steps, statuses, weights, RULE, RANDOM, 1)
             visible = (channel == ALPHA)[None, :] & ((updated <= threshold) == 0)
             words = gather_bits(visible & has(statuses, HERE), cells)
             alive = dilate_bits(words, cells) & (status >> PRE) & 1

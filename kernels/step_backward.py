@@ -9,7 +9,7 @@ from .gradients import first_bias_sums, store_sums
 from .launch import LaunchConfig, StepSettings, count_tiles, launch
 from .mask import draw_status
 from .network import differentiate_network
-from .perceive import grad_of_center, perceive, split_features
+from .perceive import add_centers, perceive, split_features
 from .planes import gather_planes, join_plane, store_planes
 from .status import PRE, UPDATE, combine_once, has, of_channels, with_inputs
 from .tile import COLUMNS, advance, cells_of, distances, first_cell, locate
@@ -141,13 +141,13 @@ def _step_backward_kernel(
             statuses = with_inputs(of_channels(status, CHANNELS, CHANNELS), RULE)
             alive = has(statuses, PRE)
             # The order of these loads and of the products after them decides about spills.
-            pointers = source_ptr + cell * CHANNELS + offsets
+            tile_ptr = source_ptr + cell * CHANNELS
             steps = distances(y, x, height, width, width, RULE.circular)
-            _state, features = perceive(pointers, steps, statuses, RULE, CHANNELS, dtype)
+            _state, features = perceive(tile_ptr, offsets, steps, statuses, RULE, CHANNELS, dtype)
             grad = tl.load(direct_in_ptr + cell * CHANNELS + offsets, mask=alive, other=0.0)
             steps = distances(y, x, height, width, width + 2, RULE.circular)
-            received = gather_planes(planes_in_ptr, area, steps, RULE)
-            if received is not None:
+            if RULE.plane_count > 0:
+                received = gather_planes(planes_in_ptr, area, steps, RULE)
                 grad += tl.where(alive, received, 0.0)
             grad_delta = grad
             if RANDOM or RULE.first_input > 0:
@@ -159,10 +159,7 @@ def _step_backward_kernel(
                 features, grad_delta, weights, sums, RULE
             )
             grads = split_features(grad_features, cells, CHANNELS)
-            direct = grad
-            center = grad_of_center(grads, RULE)
-            if center is not None:
-                direct += center
+            direct = add_centers(grad, grads, RULE)
             plane_0 = join_plane(grads, RULE, 0, dtype)
             plane_1 = join_plane(grads, RULE, 1, dtype)
         inside = ((y0 + row < height) & (x0 + column < width))[:, None]

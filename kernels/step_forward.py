@@ -153,8 +153,10 @@ def _step_forward_kernel(
             status = combine_once(status, draw_status(cell + local, mask, RULE, RANDOM))
             statuses = with_inputs(of_channels(status, CHANNELS, CHANNELS), RULE)
             steps = distances(y, x, height, width, width, RULE.circular)
-            pointers = source_ptr + cell * CHANNELS + offsets
-            updated = update_cells(pointers, steps, statuses, weights, RULE, RANDOM, CHANNELS)
+            tile_ptr = source_ptr + cell * CHANNELS
+            updated = update_cells(
+                tile_ptr, offsets, steps, statuses, weights, RULE, RANDOM, CHANNELS
+            )
             stored = updated
             if RULE.alive:
                 alive = has(statuses, PRE)

@@ -83,6 +83,27 @@ def distances(y, x, height, width, pitch, CIRCULAR: tl.constexpr):
 
 
 @triton.jit
+def rows_around(base_ptr, offsets, steps, CELL: tl.constexpr):
+    """Return pointers to the cells above, to the cells themselves, and to those below.
+
+    Where the numbers of a cell lie apart each has an address of its own, which is one addition to
+    the address of a row; where they lie together, rows are added to the few addresses.
+
+    Args:
+        base_ptr: pointer to the first cell of a tile.
+        offsets: int32, offsets from there.
+        steps: how far neighbours are up, down, left and right (`distances`).
+        CELL: distance from cell to cell, in elements.
+    """
+    up, down = steps[0] * CELL, steps[1] * CELL
+    pointers = base_ptr + offsets
+    if CELL == 1:
+        return base_ptr - up + offsets, pointers, base_ptr + down + offsets
+    else:
+        return pointers - up, pointers, pointers + down
+
+
+@triton.jit
 def neighbours_inside(y, x, height, width):
     """Test which cells of each 3x3 neighbourhood lie in the grid.
 
