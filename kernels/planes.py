@@ -17,63 +17,26 @@ from .tile import rows_around
 
 
 @triton.jit
-def _parts(values, PAIRED: tl.constexpr):
-    """Take pairs apart, in float32."""
-    values = values.to(tl.float32)
-    if PAIRED:
-        return tl.split(tl.reshape(values, (values.shape[0], values.shape[1] // 2, 2)))
-    else:
-        return values, values
-
-
-@triton.jit
-def _load_two(
-    first_ptr, second_ptr, status, PLANE: tl.constexpr, PAIR: tl.constexpr, PAIRED: tl.constexpr
-):
-    """Load opposite neighbours; return differences and sums of both filters."""
-    masked: tl.constexpr = status is not None
-    first = load_neighbour(first_ptr, status, PLANE.pairs[PAIR][0], masked)
-    second = load_neighbour(second_ptr, status, PLANE.pairs[PAIR][1], masked)
-    if PLANE.mixed:
-        first, second = first.to(tl.float32), second.to(tl.float32)
-    return _parts(second - first, PAIRED), _parts(second + first, PAIRED)
-
-
-@triton.jit
-def gather(
-    base_ptr,
-    offsets,
-    steps,
-    status,
-    PLANE: tl.constexpr,
-    CELL: tl.constexpr,
-    PAIRED: tl.constexpr,
-):
-    """Apply the transposed filters of one plane, but for their centers (E12).
-
-    Where its filters are odd, or even, differences and sums are taken in the type of the plane,
-    which is the rounding of one more operand.
-
-    Args:
-        base_ptr: pointer to the first cell of a tile of the plane.
-        offsets: int32, offsets from there: `[CELLS, 2 * CHANNELS]` of pairs, else of any shape.
-        steps: how far neighbours are up, down, left and right, in cells (`distances`).
-        status: int32, whose bits 0 to 8 are the neighbours that exist; None if all do.
-        PLANE: the plane.
-        CELL: distance from cell to cell, in elements.
-        PAIRED: whether pairs are stored; otherwise numbers of the plane's only filter.
-
-    Returns:
-        Float32, `[CELLS, CHANNELS]` from pairs.
-    """
+def _neighbours(base_ptr, offsets, steps, CELL: tl.constexpr):
+    """Return pointers to opposite neighbours, pair by pair as in `rule.PAIRS`."""
     above, pointers, below = rows_around(base_ptr, offsets, steps, CELL)
     left, right = steps[2] * CELL, steps[3] * CELL
-    values = (
-        _load_two(below + right, above - left, status, PLANE, 0, PAIRED),
-        _load_two(above + right, below - left, status, PLANE, 1, PAIRED),
-        _load_two(pointers + right, pointers - left, status, PLANE, 2, PAIRED),
-        _load_two(below, above, status, PLANE, 3, PAIRED),
+    return (
+        (below + right, above - left),
+        (above + right, below - left),
+        (pointers + right, pointers - left),
+        (below, above),
     )
+
+
+@triton.jit
+def _sum_terms(values, PLANE: tl.constexpr):
+    """Add up what opposite neighbours give to a cell.
+
+    Args:
+        values: of each pair, differences and sums, of each filter: float32.
+        PLANE: the plane.
+    """
     first = values[PLANE.terms[0][0]][PLANE.terms[0][1]][PLANE.terms[0][2]]
     total = first if PLANE.terms[0][3] == 1 else PLANE.terms[0][3] * first
     for number in tl.static_range(1, 16):
@@ -81,6 +44,77 @@ def gather(
             term = values[PLANE.terms[number][0]][PLANE.terms[number][1]][PLANE.terms[number][2]]
             total = add_tap(total, term, PLANE.terms[number][3])
     return total
+
+
+@triton.jit
+def _split(pairs):
+    """Take pairs apart, in float32."""
+    return tl.split(tl.reshape(pairs.to(tl.float32), (pairs.shape[0], pairs.shape[1] // 2, 2)))
+
+
+@triton.jit
+def _combine(pointers, PLANE: tl.constexpr):
+    """Load opposite neighbours of pairs; return differences and sums, of both filters each.
+
+    Where the filters are odd, or even, these are taken in the type of the plane, which is the
+    rounding of one more operand.
+    """
+    first, second = tl.load(pointers[0]), tl.load(pointers[1])
+    if PLANE.mixed:
+        first, second = first.to(tl.float32), second.to(tl.float32)
+    return _split(second - first), _split(second + first)
+
+
+@triton.jit
+def _gather(tile_ptr, offsets, steps, PLANE: tl.constexpr):
+    """Apply the transposed filters of a plane of pairs, but for their centers (E12)."""
+    pairs = _neighbours(tile_ptr, offsets, steps, offsets.shape[1])
+    values = (
+        _combine(pairs[0], PLANE),
+        _combine(pairs[1], PLANE),
+        _combine(pairs[2], PLANE),
+        _combine(pairs[3], PLANE),
+    )
+    return _sum_terms(values, PLANE)
+
+
+@triton.jit
+def _combine_apart(firsts, seconds, status, PLANE: tl.constexpr, PAIR: tl.constexpr):
+    """Load opposite neighbours of two filters; return differences and sums, of both each."""
+    a = load_neighbour(firsts[PAIR][0], status, PLANE.pairs[PAIR][0], True)
+    b = load_neighbour(firsts[PAIR][1], status, PLANE.pairs[PAIR][1], True)
+    c = load_neighbour(seconds[PAIR][0], status, PLANE.pairs[PAIR][0], True)
+    d = load_neighbour(seconds[PAIR][1], status, PLANE.pairs[PAIR][1], True)
+    return (b - a, d - c), (b + a, d + c)
+
+
+@triton.jit
+def gather_apart(first_ptr, second_ptr, offsets, steps, status, RULE: tl.constexpr):
+    """Apply the transposed filters of a rule's only plane, stored as two arrays of its own (E12).
+
+    Args:
+        first_ptr: pointer to the first cell of a tile of one channel of the first filter, float32.
+        second_ptr: the same of the second filter.
+        offsets: int32, offsets from there.
+        steps: how far neighbours are up, down, left and right, in cells (`distances`).
+        status: int32, whose bits 0 to 8 are the neighbours in the grid.
+        RULE: the rule.
+
+    Returns:
+        Float32, of the shape of the offsets: the same bits as from pairs of float32.
+    """
+    plane: tl.constexpr = RULE.planes[0]
+    firsts, seconds = (
+        _neighbours(first_ptr, offsets, steps, 1),
+        _neighbours(second_ptr, offsets, steps, 1),
+    )
+    values = (
+        _combine_apart(firsts, seconds, status, plane, 0),
+        _combine_apart(firsts, seconds, status, plane, 1),
+        _combine_apart(firsts, seconds, status, plane, 2),
+        _combine_apart(firsts, seconds, status, plane, 3),
+    )
+    return _sum_terms(values, plane)
 
 
 @triton.jit
@@ -94,8 +128,7 @@ def _tile(planes_ptr, area, PLANE: tl.constexpr):
 def _gather_plane(planes_ptr, area, steps, RULE: tl.constexpr, PLANE: tl.constexpr):
     """Gather what crossed cells from one plane of pairs (`gather_planes`)."""
     plane: tl.constexpr = RULE.planes[PLANE]
-    tile_ptr = _tile(planes_ptr, area, PLANE)
-    return gather(tile_ptr, area[1], steps, None, plane, area[1].shape[1], True)
+    return _gather(_tile(planes_ptr, area, PLANE), area[1], steps, plane)
 
 
 @triton.jit

@@ -135,11 +135,6 @@ class KernelRule:
         shared = (tuple(numbers[n : n + 2]) for n in range(0, len(numbers), 2))
         return tuple(Plane(each, tuple(self.filters[n] for n in each)) for each in shared)
 
-    @cached_property
-    def alone(self) -> tuple[Plane, ...]:
-        """Each filter in a plane of its own."""
-        return tuple(Plane((n,), (each,)) for n, each in enumerate(self.filters))
-
     @property
     def plane_count(self) -> int:
         """Number of planes, at most 2."""

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .gradients import add_rows, unpack_gradients
-from .planes import gather
+from .planes import gather_apart
 from .status import HERE, has
 from .tile import distances, first_cell, neighbours_inside
 
@@ -85,10 +85,7 @@ def _single_gradient_end_kernel(
         status = neighbours_inside(y0 + row, x0 + column, height, width)
         steps = distances(y0 + row, x0 + column, height, width, width, RULE.circular)
         x_ptr, y_ptr = scratch_ptr + cell, scratch_ptr + elements + cell
-        sobel_x: tl.constexpr = RULE.alone[1]
-        sobel_y: tl.constexpr = RULE.alone[2]
-        received = gather(x_ptr, local, steps, status, sobel_x, 1, False)
-        received += gather(y_ptr, local, steps, status, sobel_y, 1, False)
+        received = gather_apart(x_ptr, y_ptr, local, steps, status, RULE)
         target_ptr = grad_state_ptr + cell + local
         grad = tl.load(target_ptr, mask=has(status, HERE), other=0.0) + received + nan_or_zero
         tl.store(target_ptr, grad, mask=has(status, HERE))
