@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from fastnca.kernels.mask import draw_update
 from fastnca.kernels.flags import first_word
+from fastnca.kernels.mask import draw_update
 from fastnca.kernels.tile import first_cell, first_number
 
 
