@@ -40,18 +40,18 @@ class Rule:
 
         what                                    reference  torch      cpp        triton
         the tutorial's rule, any hidden width   yes        yes        yes        yes
-        up to four fixed filters, any 3x3 taps  yes        yes        yes        no
+        up to four fixed filters, any 3x3 taps  yes        yes        yes        yes
         more filters                            yes        yes        no         no
         learn_filters                           yes        yes        no         no
-        padding circular                        yes        yes        yes        no
+        padding circular                        yes        yes        yes        yes
         padding reflect, replicate              yes        yes        yes        no
-        alive none                              yes        yes        yes        no
+        alive none                              yes        yes        yes        yes
         alive before, after                     yes        yes        yes        no
-        another alive_threshold                 yes        yes        yes        no
+        another alive_threshold                 yes        yes        yes        yes
         no hidden layer, or several             yes        yes        no         no
         another activation                      yes        yes        no         no
-        no final_bias                           yes        yes        yes        no
-        inputs                                  yes        yes        yes        no
+        no final_bias                           yes        yes        yes        yes
+        inputs                                  yes        yes        yes        yes
         clamp, step_size                        yes        yes        yes        no
 
     Args:

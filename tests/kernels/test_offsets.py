@@ -1,5 +1,6 @@
 """Numbers beyond 32 bits: offsets, cells and steps."""
 
+import pytest
 import torch
 
 from fastnca.backends.triton_fused.limits import shape_reasons
@@ -34,8 +35,32 @@ def test_mask_of_cells_and_steps_beyond_32_bits(device: torch.device) -> None:
         assert torch.equal(out.cpu().bool(), (word >> 8) < LIMIT)
 
 
-def test_shapes_beyond_the_numbering_are_refused() -> None:
-    assert shape_reasons(64, 4096, 4096) == []
-    assert "tiles" in shape_reasons(2**20, 4096, 4096)[0]
-    assert "wide" in shape_reasons(1, 1, 2**21)[0]
-    assert "at least one cell" in shape_reasons(1, 0, 4)[0]
+@pytest.mark.parametrize("padding", ["zeros", "circular"])
+def test_shapes_beyond_the_numbering_are_refused(padding: str) -> None:
+    assert shape_reasons(64, 4000, 4000, padding) == []
+    for shape, words in [
+        ((2**20, 4000, 4000), "tiles"),
+        ((1, 4, 2**20 + 1), "wide"),
+        ((1, 0, 4), "at least one cell"),
+        ((1, 4, 0), "at least one cell"),
+    ]:
+        assert words in shape_reasons(*shape, padding)[-1]
+
+
+def test_a_torus_beyond_the_offsets_is_refused() -> None:
+    """A side of one or two cells would be its own neighbour beyond both borders."""
+    limit = "a torus of up to 16777216 cells"
+    for height, width, words in [
+        (3, 3, ()),
+        (2, 3, ("a torus of 3 cells a side or more, got 2x3",)),
+        (3, 2, ("a torus of 3 cells a side or more, got 3x2",)),
+        (1, 1, ("a torus of 3 cells a side or more, got 1x1",)),
+        (2**14, 2**10 - 2, ()),
+        (2**14, 2**10 - 1, (limit,)),
+        (2**14 + 1, 2**10 - 2, (limit,)),
+        (2**24, 1, ("3 cells a side", limit)),
+    ]:
+        found = shape_reasons(1, height, width, "circular")
+        assert len(found) == len(words)
+        assert all(each in reason for each, reason in zip(words, found, strict=True))
+        assert shape_reasons(1, height, width, "zeros") == []
