@@ -3,12 +3,16 @@
 `tests/test_graphed.py` holds what needs no kernels, `test_gpu_capture.py` captures that fail.
 """
 
+import copy
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fastnca import NeuralCA, create_target_circle
+from fastnca import RULES, NeuralCA, create_target_circle
+from fastnca.losses import TextureLoss
+from fastnca.textures import create_texture
 from fastnca.training import EmaTracker, PoolTrainer, TrainConfig
 from fastnca.training.graphs import record_iteration
 from tests.helpers import excite
@@ -19,14 +23,32 @@ from tests.stand_in import FIRST, Recorder, compare, make_trainer
 on_gpu = pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
 
 
+TEXTURE = replace(RULES["texture"], hidden=(10,))
+KINDS = {
+    "tutorial": (NeuralCA(4, 16, backend="triton"), {"size": 8}),
+    "texture": (  # a torus without an alive test, three parameters, from nothing
+        NeuralCA(5, rule=TEXTURE, backend="triton"),
+        {
+            "preset": "texture",
+            "task": {
+                "target": create_texture("coral", 6),
+                "loss": TextureLoss(levels=1, patch=3, features=4),
+            },
+        },
+    ),
+}
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="a stand-in for the tests below")
-def test_graph_of_an_iteration_gives_its_bits() -> None:
-    record, options = Recorder(), {"batch_size": 1, "min_steps": 1, "max_steps": 3, "size": 8}
+@pytest.mark.parametrize("kind", KINDS)
+def test_graph_of_an_iteration_gives_its_bits(kind: str) -> None:
+    model, options = KINDS[kind]
+    record, options = Recorder(), options | {"batch_size": 1, "min_steps": 1, "max_steps": 3}
     graph, plain = (
-        make_trainer(each, model=excite(NeuralCA(4, 16, backend="triton")), **options)
-        for each in (record, None)
+        make_trainer(each, model=excite(copy.deepcopy(model)), **options) for each in (record, None)
     )
-    compare(graph, plain, FIRST + 3)
+    results = compare(graph, plain, FIRST + 3)
+    assert len({result.loss for result in results}) == len(results)
     assert (record.recorded, record.replayed) == (1, 3)
 
 
