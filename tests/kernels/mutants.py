@@ -4,7 +4,7 @@ from tests.mutation import Mutant
 
 MUTANTS = {
     "mask dropped forward": Mutant(
-        "step_forward.py",
+        "network.py",
         "E5",
         "$delta = tl.where(has($status, UPDATE), $delta, 0.0)",
         "$delta += 0.0",
@@ -27,81 +27,79 @@ MUTANTS = {
     "filters swapped": Mutant(
         "perceive.py",
         "E1",
-        "return $center, $falling + $rising + 2 * $across, $falling - $rising + 2 * $down",
-        "return $center, $falling - $rising + 2 * $down, $falling + $rising + 2 * $across",
+        "tl.join($first, $third), tl.join($second, $fourth)",
+        "tl.join($first, $second), tl.join($third, $fourth)",
         "perceive",
     ),
     "halo shifted": Mutant(
         "perceive.py",
         "E1",
-        "_neighbour($above + $cell, $status, 2)",
-        "_neighbour($above, $status, 1)",
+        "load_neighbour($above + $right, $status, 2, $masked)",
+        "load_neighbour($above, $status, 1, $masked)",
         "perceive",
     ),
     "transposed filters not negated": Mutant(
-        "perceive.py",
+        "planes.py",
         "E12",
-        "return $corners + 2 * ($across + $down)",
-        "return -$corners - 2 * ($across + $down)",
-        "perceive_grad",
+        "_parts($second - $first, PAIRED)",
+        "_parts($first - $second, PAIRED)",
+        "_gather_two",
     ),
     "threshold not strict": Mutant(
         "step_forward.py",
         "E5",
         "tl.where($updated > $threshold",
         "tl.where($updated >= $threshold",
-        "forward_tile",
+        "find_flags",
     ),
     "cells born that were dead before": Mutant(
         "step_forward.py",
         "E6",
-        "$stored = tl.where(has($status, PRE), $updated, $updated * 0.0)",
+        "$stored = tl.where($alive, $updated, $updated * 0.0)",
         "$stored = $updated",
-        "forward_tile",
     ),
     "post-update test dropped": Mutant(
-        "finish.py",
+        "end.py",
         "E7",
-        "$alive = ((dilate($$rows) >> ($column + OWN)) & 1 != 0) & $inside",
-        "$alive = $inside",
+        "$alive &= (survivors($$flags) != 0)[:, None]",
+        "$alive &= $alive",
     ),
     "dead neighbours ignored": Mutant(
         "step_forward.py",
         "E7",
         "tl.where($updated > $threshold, ($inside | $kept)[:, None], 0)",
         "tl.where($updated > $threshold, ($kept | $kept >> PRE)[:, None], 0)",
-        "forward_tile",
+        "find_flags",
     ),
-    "flags not told to the run on the left": Mutant(
-        "alive.py", "E7", "mask=$run > 0", "mask=$run < 0", "store_flags"
+    "flags not told to the tile on the left": Mutant(
+        "flags.py", "E7", "mask=$column > 0", "mask=$column < 0", "store_flags"
     ),
-    "tiles skipped too eagerly": Mutant("tile.py", "", "0x3FFC0", "0x0FF00", "any_kept"),
+    "tiles skipped too eagerly": Mutant("flags.py", "", "0x3FFC0", "0x0FF00"),
     "dead tiles left alone": Mutant(
         "step_forward.py",
         "E6",
-        "tl.store($$place, $stored, mask=$inside[:, None]) store_flags($$where, $found, HEIGHT)",
+        "tl.store($$place, $stored, mask=$inside[:, None])"
+        " if RULE.alive: $word = $$offset store_flags($$where, $found, HEIGHT)",
         "tl.store($$place, $stored,"
         " mask=($inside.to(tl.int32) * tl.max($found, axis=0) != 0)[:, None])\n"
-        "store_flags($$where, $found, HEIGHT)",
-        "forward_tile",
+        "if RULE.alive:\n    $word = $$offset\n    store_flags($$where, $found, HEIGHT)",
     ),
     "flags of dead tiles wrong": Mutant(
         "step_forward.py",
         "E5",
         "$found = tl.zeros((HEIGHT,), tl.int32)",
         "$found = tl.full((HEIGHT,), -1, tl.int32)",
-        "forward_tile",
     ),
     "gradients of dead tiles wrong": Mutant(
         "step_backward.py",
         "E8",
-        "$passed = tl.zeros(($cells, CHANNELS), tl.float32)"
-        " $pair = tl.zeros(($cells, 2 * CHANNELS), $dtype)",
-        "$passed = tl.full(($cells, CHANNELS), 1.0, tl.float32)\n"
-        "$pair = tl.zeros(($cells, 2 * CHANNELS), $dtype)",
+        "$direct = tl.zeros(($cells, CHANNELS), tl.float32)"
+        " $plane = tl.zeros(($cells, 2 * CHANNELS), $dtype)",
+        "$direct = tl.full(($cells, CHANNELS), 1.0, tl.float32)\n"
+        "$plane = tl.zeros(($cells, 2 * CHANNELS), $dtype)",
     ),
     "gradient through cells that died": Mutant(
-        "step_backward.py", "E8", "(($post & 1) ^ 1)", "($post & 0)"
+        "step_backward.py", "E8", "(($post ^ 1) << PRE)", "(($post & 0) << PRE)"
     ),
     "rectifier not differentiated": Mutant(
         "network.py", "E10", "tl.where($hidden <= 0, 0.0, $grad)", "$grad", "differentiate_network"
@@ -116,23 +114,23 @@ MUTANTS = {
     "bias gradient of the first layer lost": Mutant(
         "gradients.py",
         "E10",
-        "$constant = $$where _store($grad + $unit, $total, $constant,",
-        "$constant = $$where\n_store($grad + $unit, $total * 0, $constant,",
+        "$constant = $$known & ($channel == 0) _store($grad + $unit, $total, $constant,",
+        "$constant = $$known & ($channel == 0)\n_store($grad + $unit, $total * 0, $constant,",
         "unpack_gradients",
     ),
     "eighth lost": Mutant(
         "gradients.py",
         "E10",
-        "tl.where($feature == 0, $total, $total * 0.125)",
+        "filter_weight($total, $feature, RULE)",
         "$total",
         "unpack_gradients",
     ),
     "eighth lost forward": Mutant(
         "weights.py",
         "E1",
-        "tl.where($feature == 0, $weight, $weight * 0.125)",
-        "$weight",
-        "_first_layer",
+        "filter_weight(tl.load($$place), $feature, RULE)",
+        "tl.load($$place)",
+        "first_layer",
     ),
     "sums of later steps lost": Mutant(
         "step_backward.py",
@@ -155,31 +153,30 @@ MUTANTS = {
     "infinity cleared with its cell": Mutant(
         "step_forward.py",
         "E6",
-        "tl.where(has($status, PRE), $updated, $updated * 0.0)",
-        "tl.where(has($status, PRE), $updated, 0.0)",
-        "forward_tile",
+        "tl.where($alive, $updated, $updated * 0.0)",
+        "tl.where($alive, $updated, 0.0)",
     ),
     "infinity not alive": Mutant(
         "step_forward.py",
         "E5",
         "tl.where(is_finite($updated), $flags",
         'tl.where($updated < float("inf"), $flags',
-        "forward_tile",
+        "find_flags",
     ),
     "infinity not alive at the start": Mutant(
-        "start.py",
+        "begin.py",
         "E2",
         "$kept = $alpha & (($state <= $threshold) == 0)",
         "$kept = $alpha & ($state > $threshold)",
     ),
     "infinity of other channels not seen": Mutant(
-        "alive.py", "E5", "$packed, ALL_FLAGS)", "$packed, $packed)", "flag_runs_not_finite"
+        "flags.py", "E5", "$packed, ALL_FLAGS)", "$packed, $packed)", "flag_rows_not_finite"
     ),
     "last slot that of all launches": Mutant(
-        "finish.py", "", "tl.minimum(tl.load($counter + 2), $most)", "$most"
+        "end.py", "", "tl.minimum(tl.load($counter + 2), $most)", "$most"
     ),
     "half of the gradient swapped": Mutant(
-        "start.py",
+        "begin.py",
         "",
         "$half = tl.minimum(tl.load($counter + 2), $most) % 2",
         "$half = 1 - tl.minimum(tl.load($counter + 2), $most) % 2",
@@ -188,7 +185,7 @@ MUTANTS = {
 
 SINGLE_MUTANTS = {
     "mask dropped forward": Mutant(
-        "single_step.py",
+        "network.py",
         "E5",
         "$delta = tl.where(has($status, UPDATE), $delta, 0.0)",
         "$delta += 0.0",
@@ -224,44 +221,46 @@ SINGLE_MUTANTS = {
         "single_step.py", "E7", "$visible & has($status, HERE)", "$visible & ($status > -1)"
     ),
     "padding perceived on the left": Mutant(
-        "single_step.py",
+        "tile.py",
         "E1",
         "tl.where(_lies_below($x - 1, $width), 1, 0) | tl.where(_lies_below($x, $width), 2, 0)",
         "tl.where(_lies_below($x, $width), 1, 0) | tl.where(_lies_below($x, $width), 2, 0)",
     ),
     "padding perceived on the right": Mutant(
-        "single_step.py",
+        "tile.py",
         "E1",
         "tl.where(_lies_below($x + 1, $width), 4, 0)",
         "tl.where(_lies_below($x, $width), 4, 0)",
     ),
     "padding perceived above": Mutant(
-        "single_step.py",
+        "tile.py",
         "E1",
         "tl.where(_lies_below($y - 1, $height), 1, 0) | tl.where(_lies_below($y, $height), 8, 0)",
         "tl.where(_lies_below($y, $height), 1, 0) | tl.where(_lies_below($y, $height), 8, 0)",
     ),
     "padding perceived below": Mutant(
-        "single_step.py",
+        "tile.py",
         "E1",
         "tl.where(_lies_below($y + 1, $height), 64, 0)",
         "tl.where(_lies_below($y, $height), 64, 0)",
     ),
     "ring stored": Mutant("single_step.py", "E7", "| ($column == 0) |", "|"),
-    "ring too wide": Mutant("single_step.py", "", "($column == RUN - 1)", "($column >= RUN - 2)"),
+    "ring too wide": Mutant(
+        "single_step.py", "", "($column == COLUMNS - 1)", "($column >= COLUMNS - 2)"
+    ),
     "dead tiles left alone": Mutant(
         "single_step.py",
         "E6",
         "tl.store($$place, $result, mask=$mask)"
-        " if KEEP: tl.store($$byte, $fate.to($$type), mask=$stored)",
-        "tl.store($$place, $result, mask=$mask & ($fate + tl.max($fate, axis=0) > 0)[:, None])\n"
-        "if KEEP:\n    tl.store($$byte, $fate.to($$type), mask=$stored)",
+        " if KEEP: tl.store($$byte, $flags.to($$type), mask=$stored)",
+        "tl.store($$place, $result, mask=$mask & ($flags + tl.max($flags, axis=0) > 0)[:, None])\n"
+        "if KEEP:\n    tl.store($$byte, $flags.to($$type), mask=$stored)",
     ),
-    "fates of dead tiles wrong": Mutant(
+    "flags of dead tiles wrong": Mutant(
         "single_step.py",
         "E8",
-        "$fate = tl.zeros(($cells,), tl.int32)",
-        "$fate = tl.full(($cells,), 1, tl.int32)",
+        "$flags = tl.zeros(($cells,), tl.int32)",
+        "$flags = tl.full(($cells,), 1, tl.int32)",
     ),
     "infinity not alive before": Mutant(
         "single_step.py", "E2", "is_visible($alpha, $threshold)", "$alpha > $threshold"
@@ -269,11 +268,11 @@ SINGLE_MUTANTS = {
     "infinity cleared with its cell": Mutant(
         "single_step.py",
         "E7",
-        "$result = $updated * $survives[:, None]",
-        "$result = tl.where($survives[:, None] == 0, 0.0, $updated)",
+        "$result = $updated * $alive[:, None]",
+        "$result = tl.where($alive[:, None] == 0, 0.0, $updated)",
     ),
-    "fate of the mask lost": Mutant("single_step.py", "E9", "& 1) << UPDATES", "& 1) << 3"),
-    "words torn apart": Mutant("bits.py", "E2", "| ($before >> (32 - RUN))", "", "dilate_bits"),
+    "flag of the mask lost": Mutant("single_step.py", "E9", "& 1) << UPDATED", "& 1) << 3"),
+    "words torn apart": Mutant("bits.py", "E2", "| ($before >> (32 - COLUMNS))", "", "dilate_bits"),
     "words in a wrong order": Mutant(
         "bits.py", "E2", "$word + ($count - 1)", "$word + ($count - 2)", "dilate_bits"
     ),
@@ -284,15 +283,15 @@ SINGLE_MUTANTS = {
         "single_gradient.py",
         "E8",
         "$status = of_channels(neighbours_inside($$cell), $$sizes) $$$between"
-        " tl.load($$place, mask=has($fates, SURVIVES), other=0.0)",
+        " tl.load($$place, mask=has($flags, ALIVE_AFTER), other=0.0)",
         "$status = of_channels(neighbours_inside($$cell), $$sizes)\n$$$between"
         " tl.load($$place, mask=has($status, 4), other=0.0)",
     ),
     "mask dropped backward": Mutant(
         "single_gradient.py",
         "E9",
-        "$delta = tl.where($updating, $grad, 0.0) $$sums = differentiate_network(",
-        "$delta = $grad\n$$sums = differentiate_network(",
+        "$delta = tl.where($updating, $grad, 0.0) $sums =",
+        "$delta = $grad\n$sums =",
     ),
     "mask dropped from the bias": Mutant(
         "single_gradient.py",
@@ -313,7 +312,7 @@ SINGLE_MUTANTS = {
         "$inverse = power_of_two(2 * 127 - $exponent)\n$grad1 *= 1.0",
     ),
     "scale left in the state": Mutant(
-        "single_gradient.py", "", "($grad + $identity) * $unscale", "$grad + $identity"
+        "single_gradient.py", "", "($grad + $$center) * $unscale", "$grad + $$center"
     ),
     "Sobel gradients swapped": Mutant(
         "single_gradient.py",
@@ -330,49 +329,49 @@ SINGLE_MUTANTS = {
         "other=0.0) + $poison",
     ),
     "gather shifted": Mutant(
-        "perceive.py",
+        "planes.py",
         "E12",
-        "$x = _neighbour($x_top - 1, $status, 0) - $$first $y = _neighbour($y_top - 1, $status, 0)",
-        "$x = _neighbour($x_top, $status, 1) - $$first\n$y = _neighbour($y_top - 1, $status, 0)",
-        "gather_gradient",
+        "(below + right, above - left)",
+        "(below + right, above)",
+        "gather",
     ),
     "gather not negated": Mutant(
-        "perceive.py",
+        "planes.py",
         "E12",
-        "return $corners + 2 * ($across + $down)",
-        "return -$corners - 2 * ($across + $down)",
-        "gather_gradient",
+        "_parts($second - $first, PAIRED)",
+        "_parts($first - $second, PAIRED)",
+        "_gather_two",
     ),
     "gradients of dead tiles left alone": Mutant(
         "single_gradient.py",
         "E8",
-        "if tl.max(($fate >> SURVIVES) & 1, axis=0) != 0: $$$body"
-        " tl.store($$place, $passed, mask=$mask) tl.store(",
-        "if tl.max(($fate >> SURVIVES) & 1, axis=0) != 0:\n    $$$body\n"
-        "tl.store($$place, $passed, mask=$mask & ($fate + tl.max($fate, axis=0) > 0)[:, None])\n"
+        "if tl.max(($flags >> ALIVE_AFTER) & 1, axis=0) != 0: $$$body"
+        " tl.store($$place, $direct, mask=$mask) tl.store(",
+        "if tl.max(($flags >> ALIVE_AFTER) & 1, axis=0) != 0:\n    $$$body\n"
+        "tl.store($$place, $direct, mask=$mask & ($flags + tl.max($flags, axis=0) > 0)[:, None])\n"
         "tl.store(",
     ),
     "overflow of weights not noted": Mutant(
         "single_gradient.py",
         "",
-        "$wrong = find_overflow($$weights) $notes = $$place"
-        " tl.store($notes + $program, $wrong.to(tl.float32))",
-        "$wrong = find_overflow($$weights)\n$notes = $$place\ntl.store($notes + $program, 0.0)",
+        "$wrong = find_overflow($$weights) tl.store($notes + $program, $wrong.to(tl.float32))",
+        "$wrong = find_overflow($$weights)\ntl.store($notes + $program, 0.0)",
     ),
     "notes not read": Mutant(
         "single_gradient_end.py", "", 'tl.where($wrong, float("nan"), 0.0)', "0.0"
     ),
     "bias of the second layer not read": Mutant(
-        "single_step.py",
+        "weights.py",
         "E3",
-        "mask=$channel < CHANNELS, other=0.0)",
+        "mask=$channel < $channels, other=0.0)",
         "mask=$channel < 0, other=0.0)",
+        "load_parameters",
     ),
     "eighth lost": Mutant(
         "weights.py",
         "E1",
-        "tl.where($feature == 0, $weight, $weight * 0.125)",
-        "$weight",
-        "_first_layer",
+        "filter_weight(tl.load($$place), $feature, RULE)",
+        "tl.load($$place)",
+        "first_layer",
     ),
 }

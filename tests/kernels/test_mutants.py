@@ -10,9 +10,9 @@ from types import ModuleType
 import pytest
 import torch
 
-import fastnca.backends.triton_fused.loops as rollout
-import fastnca.backends.triton_fused.single_step as single
+import fastnca.backends.triton_fused.nodes
 import fastnca.kernels
+from fastnca.backends.triton_fused import settings, single_step
 from tests.kernels.helpers import Case, make_problem, run_kernels, violations
 from tests.kernels.mutants import MUTANTS, SINGLE_MUTANTS
 from tests.kernels.scenarios import (
@@ -30,6 +30,7 @@ from tests.kernels.scenarios import (
 OVERFLOWS = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, in the interpreter
 
 SOURCE = Path(fastnca.kernels.__file__).parent
+HOST = fastnca.backends.triton_fused.__name__
 
 PROBES = [
     Case(9, 17, precision="fp16"),
@@ -62,16 +63,22 @@ def copied(tmp_path: Path) -> Iterator[Path]:
     yield folder
     for name in [n for n in sys.modules if n.startswith("copied_")]:
         del sys.modules[name]
+    settings.kernel_rule.cache_clear()  # of rules that the copy has made
 
 
 def load_patched(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Let rollouts and single steps use the kernels in `folder`."""
-    module = load_copy(folder)
-    for user in (rollout, single):
-        for name in module.__all__:
-            if hasattr(user, name):
-                patch.setattr(user, name, getattr(module, name))
-    patch.setattr(single, "_prepared", {})
+    """Let the host use the kernels in `folder` wherever it uses the shipped ones."""
+    copy = load_copy(folder)
+    shipped = {id(getattr(fastnca.kernels, name)): name for name in copy.__all__}
+    hosts = [module for name, module in sys.modules.items() if name.startswith(HOST)]
+    for host in hosts:
+        for name, value in list(vars(host).items()):
+            if value is fastnca.kernels:
+                patch.setattr(host, name, copy)
+            elif id(value) in shipped:
+                patch.setattr(host, name, getattr(copy, shipped[id(value)]))
+    settings.kernel_rule.cache_clear()
+    patch.setattr(single_step, "_prepared", {})
 
 
 def complaints(folder: Path, device: torch.device, patch: pytest.MonkeyPatch) -> list[str]:
