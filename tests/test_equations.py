@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.kernels import mutants as triton
+from tests.kernels.variant_mutants import VARIANT_MUTANTS
 from tests.test_cpp_mutants import MUTANTS, RULE_MUTANTS
-
-TRITON = False
 
 ROOT = Path(__file__).parent.parent
 EQUATIONS = [f"E{number}" for number in range(1, 13)]
@@ -18,11 +17,10 @@ PLACES = {
     "reference": [ROOT / "fastnca" / "reference.py"],
     "torch": sorted((ROOT / "fastnca" / "backends" / "torch_active").glob("*.py")),
     "cpp": sorted((ROOT / "kernels" / "cpu").glob("*.h")),
+    "triton": sorted((ROOT / "kernels").glob("*.py")),
 }
-if TRITON:
-    PLACES["triton"] = sorted((ROOT / "kernels").glob("*.py"))
 
-KINDS = (MUTANTS, RULE_MUTANTS, triton.MUTANTS, triton.SINGLE_MUTANTS)
+KINDS = (MUTANTS, RULE_MUTANTS, triton.MUTANTS, triton.SINGLE_MUTANTS, VARIANT_MUTANTS)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -53,7 +51,7 @@ def test_what_the_table_names_exists(row: list[str]) -> None:
     text = (ROOT / "fastnca" / "reference.py").read_text()
     for name in re.findall(r"`(?:\w+\.)?(\w+)`", reference):
         assert f"def {name}(" in text, name
-    for folder, cell in (("kernels/cpu", cpp), ("kernels", kernels if TRITON else "")):
+    for folder, cell in (("kernels/cpu", cpp), ("kernels", kernels)):
         for file, names in re.findall(r"`(\w+\.\w+)`: ((?:`\w+`(?:, )?)+)", cell):
             text = (ROOT / folder / file).read_text()
             for name in re.findall(r"`(\w+)`", names):

@@ -8,6 +8,7 @@ import pytest
 
 import fastnca.kernels
 from tests.kernels import mutants as triton
+from tests.kernels.variant_mutants import VARIANT_MUTANTS
 from tests.mutation import Mutant, mutate
 from tests.test_cpp_mutants import MUTANTS, RULE_MUTANTS
 
@@ -17,6 +18,7 @@ TABLES = {
     "cpp, rules": (KERNELS / "cpu", RULE_MUTANTS),
     "triton, rollouts": (KERNELS, triton.MUTANTS),
     "triton, single steps": (KERNELS, triton.SINGLE_MUTANTS),
+    "triton, variants": (KERNELS, VARIANT_MUTANTS),
 }
 
 PYTHON = '''

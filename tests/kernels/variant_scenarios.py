@@ -397,3 +397,32 @@ def not_finite_errors(device: torch.device) -> list[str]:
             if not result[1].isfinite().all():
                 errors.append(f"{where}: it reaches another grid")
     return errors
+
+
+def input_overflow_errors(device: torch.device) -> list[str]:
+    """What the network makes of the cells never reaches an input, nor does it see its gradient.
+
+    The update is infinite in a cell, in the other grid an input's own gradient is.
+    """
+    errors = []
+    for padding, alive in (("circular", "none"), ("zeros", "both"), ("circular", "both")):
+        rule = Rule(WHOLE[:2], padding=padding, alive=alive, hidden=(HIDDEN,), inputs=2)
+        network = zero_network(rule, 6, device)
+        network[0][0, 0], network[2][0, 0] = 1.0, 1.0
+        state = torch.ones(2, 6, 3, 3, device=device)
+        state[0, 0, 1, 1] = float("inf")
+        grad = torch.ones_like(state)
+        grad[1, 4, 1, 1] = float("inf")
+        options = forms(device)[1] | {"rule": rule, "steps": 1, "precision": "ieee"}
+        result, *_ = differentiate((state, *network), **options)
+        where = f"{padding} {alive}"
+        if result[0, :4].isfinite().all():
+            errors.append(f"{where}: an update is not infinite")
+        if not torch.equal(result[:, 4:], state[:, 4:]):
+            errors.append(f"{where}: an input has changed")
+        state[0, 0, 1, 1] = 1.0
+        _, grad_state, *grads = differentiate((state, *network), grad, **options)
+        spoilt = (~grad_state.isfinite()).nonzero().tolist()
+        if spoilt != [[1, 4, 1, 1]] or not all(each.isfinite().all() for each in grads):
+            errors.append(f"{where}: an input's gradient has reached the network")
+    return errors
