@@ -1,7 +1,7 @@
 """Compile every kernel for several GPUs, without one, and report what the compiler made of it.
 
-    python -m bench.kernel_report [--json FILE] [--targets sm_89,sm_90] [--large] \
-        [--precision fp16] [--variant c16-h128]
+    python -m bench.kernel_report [--json FILE] [--targets sm_89,sm_90] [--rules texture,torus] \
+        [--large] [--precision fp16] [--kernel step] [--variant c16-h128]
 
 Registers, spills and instruction counts are read from the machine code, disassembled with the
 tools that ship with Triton. They are static evidence, not timings.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import triton
 
-from bench.kernel_variants import Variant, compile_variant, variants
+from bench.kernel_variants import DEFAULT_RULES, VARIED, Variant, compile_variant, variants
 from fastnca.kernels import OPERAND_DTYPES
 
 TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -38,7 +38,8 @@ class Record:
 
     Attributes:
         kernel: name of the kernel, with the direction in which it goes.
-        variant: precision, channels, hidden units, and "eval" where no mask is drawn.
+        variant: precision, padded channels, padded hidden units, the rule if it is not the
+            tutorial's, and "eval" where no mask is drawn.
         target: architecture, as "sm_90".
         registers: of a thread.
         spill_bytes: of a thread, in local memory.
@@ -118,26 +119,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="file to write the records to")
     parser.add_argument("--targets", default=",".join(TARGETS), help="comma-separated, as sm_90")
-    parser.add_argument("--large", action="store_true", help="networks of 256 hidden units too")
+    known = ", ".join(VARIED)
+    parser.add_argument(
+        "--rules", default=",".join(DEFAULT_RULES), help=f"comma-separated, or all: {known}"
+    )
+    parser.add_argument("--large", action="store_true", help="every size in every precision")
     parser.add_argument("--precision", help="only the variants of this precision")
+    parser.add_argument("--kernel", default="", help="only the kernels with this in their names")
     parser.add_argument("--variant", default="", help="only the variants with this in their names")
     options = parser.parse_args(arguments)
+    rules = tuple(VARIED) if options.rules == "all" else tuple(options.rules.split(","))
+    if unknown := [rule for rule in rules if rule not in VARIED]:
+        parser.error(f"unknown rule {', '.join(unknown)}; there are {known}")
     print(f"Triton {triton.__version__}, tiles with their warps and constants as launched")
     print(
-        f"{'kernel':20} {'variant':20} {'target':7} {'registers':>9} {'spill B':>8} "
+        f"{'kernel':20} {'variant':30} {'target':7} {'registers':>9} {'spill B':>8} "
         f"{'shared B':>9} {'MMA':>4} {'waits':>5} {'barriers':>8} {'warp instr/cell':>15}"
     )
     records = []
     for target in options.targets.split(","):
-        for variant in variants(target, options.large):
+        for variant in variants(target, options.large, rules):
             if options.precision and OPERAND_DTYPES[options.precision] != variant.operand:
                 continue
-            if options.variant not in variant.name:
+            if options.variant not in variant.name or options.kernel not in variant.kernel:
                 continue
             record = examine(variant, target)
             records.append(record)
             print(
-                f"{record.kernel:20} {record.variant:20} {record.target:7} "
+                f"{record.kernel:20} {record.variant:30} {record.target:7} "
                 f"{record.registers:9} {record.spill_bytes:8} {record.shared_bytes:9} "
                 f"{record.tensor_core_instructions:4} {record.tensor_core_waits:5} "
                 f"{record.barriers:8} {record.warp_instructions_per_cell:15.1f}",

@@ -1,8 +1,9 @@
 """The kernels in the specialisations that are launched, compiled without a GPU."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import product
 from typing import Any
 
 import torch
@@ -10,50 +11,46 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastnca.backends.triton_fused.support import size_reasons
-from fastnca.kernels.weights import DTYPES, OPERAND_DTYPES
+from fastnca.backends.triton_fused.limits import size_reasons
+from fastnca.backends.triton_fused.settings import kernel_rule
+from fastnca.kernels import DTYPES, OPERAND_DTYPES, SINGLE_STEP_LIMIT, KernelRule, choose_launch
 from fastnca.kernels.gradients import BLOCK, FILL_BLOCK, ROWS
 from fastnca.kernels.launch import OPTIONS, TILE_COLUMNS
-from fastnca.kernels.rule import KernelRule, make_rule
-from fastnca.kernels.single_gradient_end import TALL, WIDE
 from fastnca.kernels.prepare import PREPARE_BLOCK
-from fastnca.rule import RULES
+from fastnca.kernels.single_gradient_end import GATHER_COLUMNS, GATHER_ROWS
+from fastnca.kernels.weights import count_sums
+from fastnca.rule import CHANNELS, RULES, TUTORIAL, Rule
 
-FLOATS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-INTEGERS = {
-    "source",
-    "target",
-    "step",
-    "batch",
-    "height",
-    "width",
-    "flag_rows",
-    "flag_pitch",
-    "update_limit",
-    "groups",
-    "members",
-    "most",
-    "slots",
-    "base",
-    "rows",
-    "channels",
-    "hidden",
-    "tiles",
-    "blocks",
+HALF = torch.float16
+FLOATS = {HALF: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+OPERAND = "operand"
+POINTERS = {
+    "weights_ptr": OPERAND,
+    "planes_ptr": OPERAND,
+    "flags_ptr": "i64",
+    "counter_ptr": "i64",
+    "seed_ptr": "i64",
+    "steps_ptr": "i64",
+    "cell_flags_ptr": "u8",
 }
-LONG_INTEGERS = {
-    "seed",
-    "first_step",
-    "steps",
-    "words",
-    "pair_numbers",
-    "numbers",
-    "state_size",
-    "w1_size",
-    "b1_size",
-    "w2_size",
-    "b2_size",
+"""What pointers point to, where that is not float32."""
+
+NUMBERS = {"threshold": "fp32"}
+"""Types of run-time numbers that are neither 32-bit integers nor annotated with their type."""
+
+VARIED = {
+    "tutorial": TUTORIAL,
+    "texture": RULES["texture"],
+    "torus": Rule(padding="circular"),
+    "inputs": Rule(inputs=2),
+    "every-cell-lives": Rule(alive="none"),
+    "one-filter": Rule(("laplacian",)),
+    "four-filters": replace(TUTORIAL, filters=RULES["texture"].filters, inputs=2),
+    "no-final-bias": Rule(final_bias=False),
 }
+"""Rules by their names in the report."""
+
+DEFAULT_RULES = ("tutorial", "texture")
 
 
 @dataclass(frozen=True)
@@ -79,84 +76,163 @@ class Variant:
     @property
     def cells(self) -> int:
         """Cells of one tile; for kernels that do not walk over cells, numbers of one block."""
-        if "TALL" in self.constants:
-            return int(self.constants["TALL"] * self.constants["WIDE"])
+        if "GATHER_ROWS" in self.constants:
+            return int(self.constants["GATHER_ROWS"] * self.constants["GATHER_COLUMNS"])
         if "HEIGHT" in self.constants:
             return int(self.constants["HEIGHT"]) * TILE_COLUMNS
         return int(self.constants["BLOCK"])
 
 
-def variants(target: str, large: bool = False) -> Iterator[Variant]:
-    """Yield every kernel in the specialisations that are launched on `target`."""
+@dataclass(frozen=True)
+class _Network:
+    """A network of a rule, in one precision.
+
+    Attributes:
+        rule: name of the rule.
+        channels: channels of the state.
+        padded: those that are stored.
+        hidden: padded hidden units.
+        precision: of the operands.
+    """
+
+    rule: str
+    channels: int
+    padded: int
+    hidden: int
+    precision: str
+
+    @property
+    def compiled_rule(self) -> KernelRule:
+        """What the kernels are compiled for."""
+        return kernel_rule(VARIED[self.rule], self.channels)
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its variants end with."""
+        return "" if self.rule == "tutorial" else f"-{self.rule}"
+
+    @property
+    def name(self) -> str:
+        """What its variants are called."""
+        return f"{self.precision}-c{self.padded}-h{self.hidden}{self.suffix}"
+
+    @property
+    def operand(self) -> torch.dtype:
+        """Type of the MMA operands."""
+        return OPERAND_DTYPES[self.precision]
+
+    @property
+    def sums(self) -> int:
+        """How many numbers the sums of its gradients are."""
+        return count_sums(self.padded, self.hidden, self.compiled_rule)
+
+
+def variants(
+    target: str, large: bool = False, rules: Collection[str] = ("tutorial",)
+) -> Iterator[Variant]:
+    """Yield every kernel in the specialisations that are launched on `target`.
+
+    Args:
+        target: architecture, as "sm_90".
+        large: whether to take every size in every precision, 256 hidden units too.
+        rules: names in `VARIED`. Specialisations without masks are those of the tutorial's alone,
+            as are the kernels of a single step.
+    """
     capability = int(target.removeprefix("sm_")) // 10
+    for rule in rules:
+        yield from _rule_variants(rule, capability, large)
+
+
+def _rule_variants(rule: str, capability: int, large: bool) -> Iterator[Variant]:
+    """Yield the kernels of one rule."""
     sizes = [(16, 128, precision) for precision in OPERAND_DTYPES]
-    sizes += [(16, 64, "fp16"), (32, 128, "fp16")]
+    if rule == "tutorial":
+        sizes += [(16, 64, "fp16")]
+    sizes += [(32, 128, "fp16")]
     if large:
-        sizes += [(16, 256, "fp16"), (32, 256, "fp16")]
-    for channels, hidden, precision in sizes:
-        operand = OPERAND_DTYPES[precision]
-        if size_reasons(precision, channels, hidden, capability):
+        sizes = list(product((16, 32), (128, 256), OPERAND_DTYPES))
+    for padded, hidden, precision in sizes:
+        if size_reasons(precision, padded, hidden, capability):
             continue
-        sized = {"CHANNELS": channels, "HIDDEN": hidden}
-        name = f"{precision}-c{channels}-h{hidden}"
-        for kernel in ("step_forward", "step_backward", "persistent"):
-            direction = kernel.removeprefix("step_")
-            if kernel == "persistent":
-                config = choose_persistent(channels, hidden, operand)
-            else:
-                config = choose_launch(direction, channels, hidden, operand, capability)
-            for random in (True, False):
-                constants = {**sized, "RANDOM": random, "HEIGHT": config.tile_height}
-                variant = name if random else f"{name}-eval"
-                yield Variant(kernel, variant, kernel, constants, operand, config.num_warps)
-    yield from _single_variants(sizes, capability)
-    half = torch.float16
-    tile = {"CHANNELS": 16, "PADDED": 16, "HEIGHT": 8}
-    yield Variant("start_forward", "c16", "start", tile, half, 4)
-    yield Variant("finish_forward", "c16", "finish", tile, half, 4)
-    scaled, checked = {**tile, "SCALED": True}, {**tile, "CHECKED": True}
-    yield Variant("start_backward", "fp16-c16", "start", scaled, half, 4)
-    yield Variant("finish_backward", "fp16-c16", "finish", checked, half, 4)
-    sizes = {"CHANNELS": 16, "HIDDEN": 128}
-    written = {"COUNTER": True, "SEED_GIVEN": False, "STEPS_GIVEN": False, "BLOCK": PACK_BLOCK}
-    yield Variant("pack_weights", "fp16-c16-h128", "weights", {**sizes, **written}, half, 4)
-    reduced = {**sizes, "CHECKED": True, "ROWS": ROWS, "BLOCK": BLOCK}
-    yield Variant("reduce_gradients", "fp16-c16-h128", "gradients", reduced, half, 4)
-    ended = {**reduced, "PADDED": 16, "TALL": TALL, "WIDE": WIDE}
-    yield Variant("single_gradient_end", "fp16-c16-h128", "single_gradient_end", ended, half, 4)
-    yield Variant("poison", "fp32", "gradients", {"BLOCK": FILL_BLOCK}, half, 4)
+        channels = CHANNELS.get(rule, padded) if padded == 16 else padded
+        network = _Network(rule, channels, padded, hidden, precision)
+        yield from _step_variants(network, capability)
+        if rule == "tutorial" and padded <= SINGLE_STEP_LIMIT[0] and hidden <= SINGLE_STEP_LIMIT[1]:
+            yield from _single_variants(network, capability)
+    channels = CHANNELS.get(rule, 16)
+    yield from _end_variants(_Network(rule, channels, 16, 128, "fp16"))
 
 
-def _single_variants(sizes: list[tuple[int, int, str]], capability: int) -> Iterator[Variant]:
-    """Yield the kernels of a single step, but for the last one, for networks that have them."""
-    for channels, hidden, precision in sizes:
-        operand = OPERAND_DTYPES[precision]
-        too_large = channels > SINGLE_NETWORK[0] or hidden > SINGLE_NETWORK[1]
-        if too_large or size_reasons(precision, channels, hidden, capability):
-            continue
-        sized = {"CHANNELS": channels, "PADDED": channels, "HIDDEN": hidden}
-        sized["DTYPE"] = DTYPES[precision]
-        name = f"{precision}-c{channels}-h{hidden}"
-        kernel = "single_step"
-        config = choose_launch(kernel, channels, hidden, operand, capability)
-        sized["HEIGHT"] = config.tile_height
-        for random in (True, False):
-            constants = {**sized, "RANDOM": random, "SEED_GIVEN": False, "KEEP": random}
-            variant = name if random else f"{name}-eval"
-            yield Variant(kernel, variant, kernel, constants, operand, config.num_warps)
-        kernel = "single_gradient"
-        config = choose_launch(kernel, channels, hidden, operand, capability)
-        constants = {**sized, "SCALED": precision == "fp16", "HEIGHT": config.tile_height}
-        yield Variant(kernel, name, kernel, constants, operand, config.num_warps)
+def _step_variants(network: _Network, capability: int) -> Iterator[Variant]:
+    """Yield both step kernels."""
+    sizes = {"CHANNELS": network.padded, "HIDDEN": network.hidden}
+    for kernel, sums in (("step_forward", {}), ("step_backward", {"SUMS": network.sums})):
+        direction = kernel.removeprefix("step_")
+        size = network.padded, network.hidden, network.operand
+        config = choose_launch(direction, *size, capability)
+        for random in (True, False) if network.rule == "tutorial" else (True,):
+            constants = {**sizes, **sums, "RULE": network.compiled_rule, "RANDOM": random}
+            constants["HEIGHT"] = config.tile_height
+            name = network.name if random else f"{network.name}-eval"
+            yield Variant(kernel, name, kernel, constants, network.operand, config.num_warps)
+
+
+def _single_variants(network: _Network, capability: int) -> Iterator[Variant]:
+    """Yield the kernels of a single step, but for the last one."""
+    sizes = {"CHANNELS": network.channels, "PADDED": network.padded, "HIDDEN": network.hidden}
+    rest = {"RULE": network.compiled_rule, "DTYPE": DTYPES[network.precision]}
+    size = network.padded, network.hidden, network.operand
+    kernel = "single_step"
+    config = choose_launch(kernel, *size, capability)
+    for random in (True, False):
+        constants = {**sizes, **rest, "RANDOM": random, "SEED_GIVEN": False, "KEEP": random}
+        constants["HEIGHT"] = config.tile_height
+        name = network.name if random else f"{network.name}-eval"
+        yield Variant(kernel, name, kernel, constants, network.operand, config.num_warps)
+    kernel = "single_gradient"
+    config = choose_launch(kernel, *size, capability)
+    constants = {**sizes, **rest, "SUMS": network.sums, "SCALED": network.precision == "fp16"}
+    constants["HEIGHT"] = config.tile_height
+    yield Variant(kernel, network.name, kernel, constants, network.operand, config.num_warps)
+
+
+def _end_variants(network: _Network) -> Iterator[Variant]:
+    """Yield the kernels with which rollouts begin and end, and what a single step ends with."""
+
+    def variant(kernel: str, module: str, name: str, constants: dict[str, Any]) -> Variant:
+        return Variant(kernel, name + network.suffix, module, constants, HALF, 4)
+
+    rule = {"RULE": network.compiled_rule}
+    tile = {"CHANNELS": network.channels, "PADDED": network.padded, "HEIGHT": 8}
+    layout = {"CHANNELS": network.padded, "HIDDEN": network.hidden, **rule}
+    checked = {"CHECKED": True}
+    cells, sized = f"c{network.padded}", f"fp16-c{network.padded}-h{network.hidden}"
+    written = {"COUNTER": True, "SEED_GIVEN": False, "STEPS_GIVEN": False, "BLOCK": PREPARE_BLOCK}
+    yield variant("prepare_rollout", "prepare", sized, {**layout, **written})
+    yield variant("begin_forward", "begin", cells, {**tile, **rule})
+    yield variant("end_forward", "end", cells, {**tile, **rule})
+    yield variant("begin_backward", "begin", f"fp16-{cells}", {**tile, "SCALED": True})
+    yield variant("end_backward", "end", f"fp16-{cells}", {**tile, **rule, **checked})
+    reduced = {**layout, **checked, "ROWS": ROWS, "BLOCK": BLOCK}
+    yield variant("reduce_gradients", "gradients", sized, {**reduced, "SIZE": network.sums})
+    if network.rule == "tutorial":
+        ended = {**reduced, "CHANNELS": network.channels, "PADDED": network.padded}
+        ended |= {"SUMS": network.sums}
+        ended |= {"GATHER_ROWS": GATHER_ROWS, "GATHER_COLUMNS": GATHER_COLUMNS}
+        yield variant("single_gradient_end", "single_gradient_end", sized, ended)
+        yield variant("nan_fill", "gradients", "fp32", {"BLOCK": FILL_BLOCK})
 
 
 def compile_variant(variant: Variant, target: str) -> Any:
     """Compile a variant for `target`, such as "sm_90", and return Triton's compiled kernel."""
     module = import_module(f"fastnca.kernels.{variant.module}")
     kernel = getattr(module, f"_{variant.kernel}_kernel")
-    names = kernel.arg_names
     operand = FLOATS[variant.operand]
-    signature = {name: _type_of(name, variant.constants, operand) for name in names}
+    signature = {each.name: _type_of(each, operand) for each in kernel.params}
+    given = {name for name, kind in signature.items() if kind == "constexpr"}
+    if given != variant.constants.keys():
+        raise ValueError(f"{variant.kernel} has the constants {sorted(given)}")
+    names = list(signature)
     aligned = [["tt.divisibility", 16]]
     unaligned = kernel.do_not_specialize_on_alignment
     source = ASTSource(
@@ -171,28 +247,15 @@ def compile_variant(variant: Variant, target: str) -> Any:
     )
     architecture = GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
     options = {"num_warps": variant.num_warps, **OPTIONS}
-    options["launch_cooperative_grid"] = variant.kernel == "persistent"
     return triton.compile(source, target=architecture, options=options)
 
 
-def _type_of(name: str, constants: dict[str, Any], operand: str) -> str:
-    """Return the type of a kernel's argument in Triton's notation."""
-    if name in constants:
+def _type_of(parameter: Any, operand: str) -> str:
+    """Return the type of a kernel's parameter in Triton's notation."""
+    if parameter.is_constexpr:
         return "constexpr"
-    if name == "step" and "DTYPE" in constants:
-        return "i64"
-    if name in INTEGERS:
-        return "i32"
-    if name in LONG_INTEGERS:
-        return "i64"
-    if name == "threshold":
-        return "fp32"
-    if name == "fates_ptr":
-        return "*u8"
-    if name == "arrived_ptr":
-        return "*i32"
-    if name in ("flags_ptr", "counter_ptr", "seed_ptr", "steps_ptr"):
-        return "*i64"
-    if name in ("weights_ptr", "pairs_ptr"):
-        return f"*{operand}"
-    return "*fp32"
+    name = parameter.name
+    if not name.endswith("_ptr"):
+        return parameter.annotation_type or NUMBERS.get(name, "i32")
+    kind = POINTERS.get(name, "fp32")
+    return f"*{operand if kind == OPERAND else kind}"
