@@ -210,7 +210,8 @@ def gpu(rows: list[results.Row], source: str) -> str:
     text = (
         f"Measured on {results.where(rows[0])}; every row is in `{source}`. Grids of "
         f"{row.size}x{row.size}, alive everywhere, {row.steps} steps, medians; `launched` and "
-        "`replayed` are `NeuralCA` with fp16 operands, step by step and as CUDA graphs."
+        "`replayed` are `NeuralCA` with fp16 operands, step by step and as CUDA graphs; `texture` "
+        "is the rule of that name, everything else the tutorial's."
     )
     tables = [results.rollout_table(rows), results.training_table(rows)]
     return "\n\n".join([_wrap(text), *("\n".join(table) for table in tables)])

@@ -59,6 +59,8 @@ def test_the_rehearsal_goes_through_every_part(tmp_path: Path) -> None:
     kinds = {(row.provider, row.mode) for row in rows}
     for provider in ("tutorial", "compile", "launched", "replayed"):
         assert {(provider, mode) for mode in ("rollout", "rollout+backward", "training")} <= kinds
+    for provider in ("texture, launched", "texture, replayed"):
+        assert {(provider, mode) for mode in ("rollout", "rollout+backward")} <= kinds
     assert {("launch, table", "forward"), ("launch, table", "backward")} <= kinds
     assert {("launched", "step, host"), ("launched", "step backward, host")} <= kinds
     assert {row.status for row in rows} == {"ok"}

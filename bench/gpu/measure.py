@@ -34,13 +34,13 @@ class Rows:
         print(json.dumps(values), flush=True)
 
 
-def measure(clock: Clock, timed: Timed, warm_ups: int) -> list[float]:
-    """Return the milliseconds of runs, for about `SECONDS` seconds."""
+def measure(clock: Clock, timed: Timed, warm_ups: int, fewest: int = FEWEST) -> list[float]:
+    """Return the milliseconds of runs, at least `fewest`, for about `SECONDS` seconds."""
     for _ in range(warm_ups):
         clock.measure(timed)
     times: list[float] = []
     began = time.perf_counter()
-    while len(times) < FEWEST or (len(times) < MOST and time.perf_counter() - began < SECONDS):
+    while len(times) < fewest or (len(times) < MOST and time.perf_counter() - began < SECONDS):
         times.append(1e3 * clock.measure(timed))
     return times
 

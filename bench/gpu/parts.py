@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 TESTS = "tests/kernels"
 LEFT_OUT = "not compiler and not 2_to_the_31"
@@ -73,8 +74,11 @@ def _profiled(*tool: str) -> Callable[[str, bool], list[list[str]]]:
 
     def commands(folder: str, rehearse: bool) -> list[list[str]]:
         made = []
-        for batch in ("8", "64") if tool[0] == "ncu" else ("2",):
-            plain = _rehearsed(_python("bench.gpu.profile", "--batch", batch), rehearse)
+        sizes = ("8", "64") if tool[0] == "ncu" else ("2",)
+        rules = ("growing",) if tool[0] == "ncu" else ("growing", "texture")
+        for batch, rule in product(sizes, rules):
+            plain = _python("bench.gpu.profile", "--batch", batch, "--rule", rule)
+            plain = _rehearsed(plain, rehearse)
             made.append(plain if rehearse else [*tool, *plain])
         return made
 
@@ -91,6 +95,7 @@ _PARITY = [
     "test_gpu.py",
     "test_gpu_replay.py",
     "test_training_graph.py",
+    "test_variants.py",
 ]
 _NCU = (
     "ncu",
@@ -110,15 +115,15 @@ PARTS = {
     for part in (
         Part(
             "smoke",
-            "versions and device; 1, 3 and 8 steps against the reference, every gradient",
+            "versions and device; the tutorial's and the texture rule, every gradient",
             90,
             _module("bench.gpu.smoke"),
             proves=True,
         ),
         Part(
             "parity",
-            "every comparison with the reference, repetition, replay, training iterations",
-            200,
+            "every comparison with the reference, other rules, repetition, replay, training",
+            240,
             _suite("parity", _PARITY, LEFT_OUT, WORKERS),
             (_ONE_THREAD,),
             proves=True,
@@ -126,7 +131,7 @@ PARTS = {
         Part(
             "timing",
             "rollouts, gradients and training iterations beside the tutorial's class, compiled too",
-            170,
+            185,
             _module("bench.gpu.timing", "{folder}/rows.jsonl"),
         ),
         Part(
@@ -138,8 +143,8 @@ PARTS = {
         Part("ncu", "Nsight Compute on both step kernels", 45, _profiled(*_NCU), tool="ncu"),
         Part(
             "memcheck",
-            "compute-sanitizer on both step kernels, every allocation on its own",
-            45,
+            "compute-sanitizer on both step kernels of two rules, every allocation on its own",
+            75,
             _profiled(*_MEMCHECK),
             (_NO_GRAPHS, _NO_CACHE),
             tool="compute-sanitizer",

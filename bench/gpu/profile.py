@@ -1,6 +1,6 @@
 """A short rollout and its gradients, for profilers and memory checkers to look at.
 
-    python -m bench.gpu.profile [--batch 8] [--rehearse]
+    python -m bench.gpu.profile [--batch 8] [--rule texture] [--rehearse]
 
 What happens before and after the profiled part is compilation. Steps are launched one by one.
 """
@@ -11,6 +11,7 @@ import os
 import torch
 
 from fastnca.backends.triton_fused import fused_rollout
+from fastnca.rule import CHANNELS, RULES
 from tests.kernels.gpu_cases import DEVICE, make_tensors
 
 
@@ -18,14 +19,17 @@ def main() -> None:
     """Run it twice, the second time with the profiler switched on."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8, help="grids; of 2, an odd size is taken")
+    parser.add_argument("--rule", choices=list(RULES), default="growing", help="a named rule")
     parser.add_argument("--rehearse", action="store_true", help="a small grid, on a CPU")
     options = parser.parse_args()
     os.environ["FASTNCA_GRAPHS"] = "0"
     batch, size = (1, 8) if options.rehearse else (options.batch, 33 if options.batch == 2 else 64)
-    state, parameters = make_tensors(batch, size)
+    rule, channels = RULES[options.rule], CHANNELS[options.rule]
+    state, parameters = make_tensors(batch, size, rule=rule, channels=channels)
     state = state[..., : size // 2 + 1] if batch == 2 else state.abs()  # all alive, if large
     leaves = [tensor.detach().requires_grad_() for tensor in (state, *parameters)]
     settings = {"steps": 2, "seed": 1, "first_step": 0, "update_rate": 0.5, "precision": "fp16"}
+    settings["rule"] = rule
     for profiled in (False, True):
         if profiled and DEVICE == "cuda":
             torch.cuda.synchronize()

@@ -21,7 +21,14 @@ from bench.results import OK, write_csv
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 PREFIX = "gpu-"
-ORDER = ("tutorial", "compile", "launched", "replayed")
+ORDER = (
+    "tutorial",
+    "compile",
+    "launched",
+    "replayed",
+    "texture, launched",
+    "texture, replayed",
+)
 
 
 @dataclass(frozen=True)

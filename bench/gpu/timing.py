@@ -6,7 +6,9 @@ All providers run from the same weights and the same states, alive everywhere, o
 steps. "launched" and "replayed" are this package's class with fp16 operands, step by step and as
 CUDA graphs; its rollouts of 64 grids are replayed here although the package would launch them.
 "tutorial" is the tutorial's class with torch's default settings, "compile" `torch.compile` of it. A
-training iteration is the pool trainer's around each of them. The most important rows come first.
+training iteration is the pool trainer's around each of them. "texture, launched" and "texture,
+replayed" are rollouts of the texture rule, 12 channels and 96 hidden units, on the same grids. The
+most important rows come first.
 """
 
 import argparse
@@ -24,16 +26,19 @@ import torch
 from torch import Tensor
 
 from bench.cases import Case
-from bench.gpu.measure import Memory, Rows, measure
+from bench.gpu.measure import FEWEST, Memory, Rows, measure
 from bench.providers import PROVIDERS, TutorialCA, Weights
 from bench.runners import Timed, TorchRunner
 from bench.timing import Clock
-from fastnca import reference
+from fastnca import NeuralCA, reference
 from fastnca.backends.triton_fused import graphs, release_graphs
 from fastnca.cuda_graphs import ENVIRONMENT_VARIABLE
 from fastnca.masks import update_mask
+from fastnca.rule import CHANNELS, RULES
 
 MODES = ("rollout", "rollout+backward", "training")
+TEXTURE = "texture, "
+"""What the names of providers of the texture rule begin with; others run the tutorial's."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,17 @@ class Sizes:
         steps: of a rollout.
         batches: numbers of grids.
         warm_ups: calls before the first that is timed; the trainer captures in its fourth.
+        fewest: rounds, at least.
     """
 
     size: int = 64
     steps: int = 80
     batches: tuple[int, ...] = (8, 64)
     warm_ups: int = 5
+    fewest: int = FEWEST
 
 
-REHEARSED = Sizes(size=8, steps=2, batches=(1, 2), warm_ups=1)
+REHEARSED = Sizes(size=8, steps=2, batches=(1, 2), warm_ups=1, fewest=1)
 
 CHECKED_STEPS = 4
 """Of the rollout that is compared with the reference before one is timed."""
@@ -68,6 +75,10 @@ ORDER = [
     ("replayed", 1),
     ("launched", 1),
     ("tutorial", 1),
+    ("texture, launched", 0),
+    ("texture, replayed", 0),
+    ("texture, replayed", 1),
+    ("texture, launched", 1),
     ("compile", 0),
     ("compile", 1),
 ]
@@ -77,7 +88,7 @@ ORDER = [
 @contextmanager
 def settings_of(provider: str) -> Iterator[None]:
     """Replay whatever can be replayed, or nothing."""
-    replay = {ENVIRONMENT_VARIABLE: "0" if provider == "launched" else "1"}
+    replay = {ENVIRONMENT_VARIABLE: "0" if provider.endswith("launched") else "1"}
     with (
         mock.patch.dict(os.environ, replay),
         mock.patch.object(graphs, "MAX_CELLS", 1 << 30),
@@ -87,34 +98,47 @@ def settings_of(provider: str) -> Iterator[None]:
     release_graphs()
 
 
-def make_weights(device: torch.device) -> Weights:
-    """Return weights that keep all cells alive: the tutorial's first ones, slightly moved."""
+def rule_name(provider: str) -> str:
+    """Return the name of a provider's rule."""
+    return "texture" if provider.startswith(TEXTURE) else "growing"
+
+
+def make_weights(device: torch.device, rule: str = "growing") -> Weights:
+    """Return weights that keep all cells alive: a new model's, slightly moved."""
     torch.manual_seed(0)
-    model = TutorialCA()
+    model = TutorialCA() if rule == "growing" else NeuralCA(CHANNELS[rule], rule=RULES[rule])
     torch.nn.init.normal_(model.update_net[2].weight, std=0.001)
     return {name: value.to(device) for name, value in model.state_dict().items()}
 
 
-def make_states(batch: int, size: int, device: torch.device) -> Tensor:
-    """Return states that are alive everywhere, `[B, 16, size, size]`."""
-    return torch.rand(batch, 16, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+def make_states(batch: int, size: int, device: torch.device, channels: int = 16) -> Tensor:
+    """Return states that are alive everywhere, `[B, channels, size, size]`."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(batch, channels, size, size, generator=generator).to(device)
 
 
 def make_runner(provider: str, weights: Weights, device: torch.device) -> TorchRunner:
     """Return what the bench runs; "launched" and "replayed" are the same model."""
+    rule = rule_name(provider)
+    if rule != "growing":
+        options = {"rule": RULES[rule], "backend": "triton", "precision": "fp16"}
+        model = NeuralCA(CHANNELS[rule], **options).to(device)
+        model.load_state_dict(weights)
+        return TorchRunner(model, "own", "seeded")
     name = "triton-fp16" if provider in ("launched", "replayed") else provider
     runner = PROVIDERS[name].build(weights, device)
     assert isinstance(runner, TorchRunner)
     return runner
 
 
-def check(weights: Weights, state: Tensor, found: object) -> None:
+def check(provider: str, weights: Weights, state: Tensor, found: object) -> None:
     """Compare the state after `CHECKED_STEPS`, seed 1, with the reference's under the same masks.
 
     Raises:
         RuntimeError: they differ by more than fp16 operands explain.
     """
-    model = reference.NeuralCA().to(state.device)
+    rule = RULES[rule_name(provider)]
+    model = reference.NeuralCA(state.shape[1], rule=rule).to(state.device)
     model.load_state_dict(weights)
     expected = state
     with torch.no_grad():
@@ -151,22 +175,23 @@ def measure_provider(
 
     Without a right rollout there is nothing else to measure.
     """
-    state = make_states(batch, sizes.size, device)
+    rule = rule_name(provider)
+    state = make_states(batch, sizes.size, device, CHANNELS[rule])
     runner = make_runner(provider, weights, device)
-    ours = provider in ("launched", "replayed")
+    ours = provider.endswith(("launched", "replayed"))
     clock = Clock(device)
     cells = batch * sizes.size**2 * sizes.steps
     forward = 0.0
-    for mode in MODES:
+    for mode in MODES if rule == "growing" else MODES[:2]:
         about = {"provider": provider, "mode": mode, "batch": batch}
         about |= {"size": sizes.size, "steps": sizes.steps}
         try:
             if mode == "rollout" and ours:
-                check(weights, state, prepare(mode, runner, state, CHECKED_STEPS).run())
+                check(provider, weights, state, prepare(mode, runner, state, CHECKED_STEPS).run())
             memory = Memory(device)
             timed = prepare(mode, runner, state, sizes.steps)
             warm_ups = sizes.warm_ups if ours else min(sizes.warm_ups, SECOND_CALL)
-            times = measure(clock, timed, warm_ups)
+            times = measure(clock, timed, warm_ups, sizes.fewest)
             peak = memory.peak()
         except (RuntimeError, torch.OutOfMemoryError) as error:
             rows.add(**about, status="failed", reason=str(error).splitlines()[0])
@@ -226,11 +251,13 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cpu" if options.rehearse else "cuda")
     sizes = REHEARSED if options.rehearse else Sizes()
-    rows, weights = Rows(options.rows, device), make_weights(device)
+    rows = Rows(options.rows, device)
+    weights = {rule: make_weights(device, rule) for rule in ("growing", "texture")}
     for provider, number in ORDER:
+        batch, trained = sizes.batches[number], weights[rule_name(provider)]
         with settings_of(provider):
-            measure_provider(provider, sizes.batches[number], sizes, rows, weights, device)
-    measure_host(rows, weights, sizes.batches[0], sizes.size, device)
+            measure_provider(provider, batch, sizes, rows, trained, device)
+    measure_host(rows, weights["growing"], sizes.batches[0], sizes.size, device)
 
 
 if __name__ == "__main__":

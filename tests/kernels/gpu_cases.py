@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fastnca.backends.triton_fused import fused_rollout
+from fastnca.rule import TUTORIAL, Rule
 from tests.kernels.helpers import Case, without_graphs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -21,12 +22,14 @@ GPU_CASES = [
 """Bfloat16, which the interpreter multiplies wrongly, and grids of many tiles and programs."""
 
 
-def make_tensors(batch: int, size: int, seed: int = 0) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Draw a state with patches of life and a network of the tutorial's size."""
+def make_tensors(
+    batch: int, size: int, seed: int = 0, rule: Rule = TUTORIAL, channels: int = 16
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Draw a state with patches of life and a network of the rule, the tutorial's by default."""
     generator = torch.Generator(DEVICE).manual_seed(seed)
     options = {"generator": generator, "device": DEVICE}
-    state = torch.randn(batch, 16, size, size, **options) * 0.3
-    shapes = ((128, 48, 1, 1), (128,), (16, 128, 1, 1), (16,))
+    state = torch.randn(batch, channels, size, size, **options) * 0.3
+    _, *shapes = rule.shapes(channels).values()  # the filters are fixed
     return state, tuple(torch.randn(shape, **options) * 0.05 for shape in shapes)
 
 

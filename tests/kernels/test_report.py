@@ -32,21 +32,40 @@ KEYS = {
 }
 
 
+SHARED_BYTES = {
+    "sm_80": 166_912,
+    "sm_89": 101_376,
+    "sm_90": 232_448,
+    "sm_100": 232_448,
+    "sm_120": 101_376,
+}
+"""The most shared memory of a program."""
+
 CONSUMER_GPUS = ("sm_89", "sm_120")
-SHARED_BYTES = 101_376
-"""The most shared memory of a program on a consumer GPU."""
+VERSION = triton.__version__
+SPILLS: dict[str, int] = {}
+"""Bytes that step kernels of 16-bit operands are known to spill on sm_90, at most, by variant."""
+
+if VERSION.startswith("3.9."):
+    SPILLS = {
+        "fp16-c16-h64": 24,
+        "fp16-c32-h128": 88,
+        "fp16-c32-h128-eval": 96,
+        "fp16-c32-h128-texture": 16,
+    }
 
 
 def report(folder: Path, *options: str) -> list[dict]:
     file = folder / "report.json"
-    command = [sys.executable, "-m", "bench.kernel_report", "--precision", "fp16", *options]
-    subprocess.run([*command, "--json", str(file)], cwd=ROOT, env=COMPILING, check=True)
+    command = [sys.executable, "-m", "bench.kernel_report", *options, "--json", str(file)]
+    subprocess.run(command, cwd=ROOT, env=COMPILING, check=True)
     return json.loads(file.read_text())
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    return report(tmp_path_factory.mktemp("report"), "--targets", "sm_90")
+    folder = tmp_path_factory.mktemp("report")
+    return report(folder, "--precision", "fp16", "--targets", "sm_90")
 
 
 def test_records_have_the_documented_keys(records: list[dict]) -> None:
@@ -54,17 +73,8 @@ def test_records_have_the_documented_keys(records: list[dict]) -> None:
 
 
 def test_half_precision_steps_do_not_spill(records: list[dict]) -> None:
-    spilled = {
-        (r["kernel"], r["variant"]): r["spill_bytes"]
-        for r in records
-        if r["variant"].startswith("fp16") and r["spill_bytes"]
-    }
-    # With 32 channels and 128 hidden units Triton 3.9 and 3.6 spill where 3.7 does not.
-    wide = {key for key in spilled if key[1].startswith("fp16-c32-h128")}
-    if triton.__version__.startswith("3.7."):
-        assert not wide
-    assert all(spilled[key] <= 80 for key in wide)
-    assert not spilled.keys() - wide
+    for record in records:
+        assert record["spill_bytes"] <= SPILLS.get(record["variant"], 0), record
 
 
 def test_half_precision_steps_use_tensor_cores(records: list[dict]) -> None:
@@ -76,44 +86,67 @@ def test_half_precision_steps_use_tensor_cores(records: list[dict]) -> None:
 
 
 def test_products_follow_one_another(records: list[dict]) -> None:
-    """The compiler lets the parts of a product wait if it takes a branch for divergent."""
-    most = {"step_forward": 2, "single_forward": 2, "persistent": 2}
-    most |= {"step_backward": 5, "single_backward": 5}
+    """The compiler lets the parts of a product wait if it takes a branch for divergent.
+
+    With four filters the gradient of the first bias is a product more.
+    """
+    most = {"step_forward": 2, "single_forward": 2, "step_backward": 5, "single_backward": 5}
     found = [r for r in records if r["kernel"] in most]
     assert {r["kernel"] for r in found} == set(most)
-    assert all(0 < r["tensor_core_waits"] <= most[r["kernel"]] for r in found)
+    for record in found:
+        texture = record["variant"].endswith("texture")
+        assert 0 < record["tensor_core_waits"] <= most[record["kernel"]] + texture, record
 
 
 @pytest.mark.parametrize(
-    ("kernel", "limit"),
+    ("kernel", "variant", "limit"),
     [
-        ("step_forward", 40),
-        ("step_backward", 90),
-        ("single_forward", 40),
-        ("single_backward", 90),
+        ("step_forward", "fp16-c16-h128", 36),
+        ("step_backward", "fp16-c16-h128", 80 if VERSION.startswith("3.7.") else 82),
+        ("single_forward", "fp16-c16-h128", 40),
+        ("single_backward", "fp16-c16-h128", 90),
+        ("step_forward", "fp16-c16-h128-texture", 45),
+        ("step_backward", "fp16-c16-h128-texture", 100),
     ],
 )
 def test_instructions_per_cell_stay_in_budget(
-    records: list[dict], kernel: str, limit: float
+    records: list[dict], kernel: str, variant: str, limit: float
 ) -> None:
-    (record,) = (r for r in records if r["kernel"] == kernel and r["variant"] == "fp16-c16-h128")
+    (record,) = (r for r in records if r["kernel"] == kernel and r["variant"] == variant)
     assert record["warp_instructions_per_cell"] <= limit
+    assert record["spill_bytes"] == 0
 
 
 @pytest.mark.parametrize("target", CONSUMER_GPUS)
 def test_kernels_fit_consumer_gpus(target: str, tmp_path: Path) -> None:
-    found = report(tmp_path, "--targets", target, "--variant", "c16-h128")
+    chosen = ("--precision", "fp16", "--targets", target, "--variant", "c16-h128")
+    found = report(tmp_path, *chosen)
     kernels = {record["kernel"] for record in found}
     assert kernels >= {"step_forward", "step_backward", "single_forward", "single_backward"}
-    assert all(record["shared_bytes"] <= SHARED_BYTES for record in found)
+    assert any(record["variant"].endswith("texture") for record in found)
+    assert all(record["shared_bytes"] <= SHARED_BYTES[target] for record in found)
     assert not [record for record in found if record["spill_bytes"]]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "chosen",
+    [("--rules", "all"), ("--rules", "texture,torus", "--large", "--kernel", "step_")],
+    ids=["rules", "sizes"],
+)
+@pytest.mark.parametrize("target", SHARED_BYTES)
+def test_every_variant_fits(target: str, chosen: tuple[str, ...], tmp_path: Path) -> None:
+    """Every network that is not refused (`limits.size_reasons`) can be launched."""
+    found = report(tmp_path, "--targets", target, *chosen)
+    assert found
+    assert not [record for record in found if record["shared_bytes"] > SHARED_BYTES[target]]
 
 
 PTX = """
 from bench.kernel_variants import compile_variant, variants
-ENDS = ("start_backward", "finish_backward", "reduce_gradients", "single_gradient_end")
-for variant in variants("sm_90"):
-    if variant.name.endswith("c16-h128") or variant.kernel in ENDS:
+ENDS = ("begin_backward", "end_backward", "reduce_gradients", "single_gradient_end")
+for variant in variants("sm_90", rules=("tutorial", "texture")):
+    if variant.name.endswith(("c16-h128", "fp16-c16-h128-texture")) or variant.kernel in ENDS:
         ptx = compile_variant(variant, "sm_90").asm["ptx"]
         words = {line.split()[0] for line in ptx.splitlines() if line.strip()}
         print(variant.kernel, variant.name, *(w for w in words if w[:4] in ("max.", "div.")))
@@ -135,7 +168,7 @@ def test_relu_passes_nan_on(instructions) -> None:
     """A GPU's plain maximum of NaN and 0 is 0; the interpreter's is NaN, so it cannot tell."""
     networks = ("step_forward", "step_backward", "single_step", "single_gradient")
     found = {key: words for key, words in instructions.items() if key[0] in networks}
-    assert len(found) == 12
+    assert len(found) == 14
     for (_, variant), words in found.items():
         rectifier = "max.NaN.f16x2" if variant.startswith("fp16") else "max.NaN.f32"
         assert rectifier in words
@@ -144,6 +177,6 @@ def test_relu_passes_nan_on(instructions) -> None:
 
 def test_scales_are_undone_exactly(instructions) -> None:
     """A quotient of float32 is approximate on a GPU; a product with a power of two is exact."""
-    assert {"finish_backward", "reduce_gradients"} <= {kernel for kernel, _ in instructions}
+    assert {"end_backward", "reduce_gradients"} <= {kernel for kernel, _ in instructions}
     quotients = {word for words in instructions.values() for word in words if word[:4] == "div."}
     assert not [word for word in quotients if word.endswith("f32")]
