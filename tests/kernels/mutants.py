@@ -41,9 +41,9 @@ MUTANTS = {
     "transposed filters not negated": Mutant(
         "planes.py",
         "E12",
-        "_parts($second - $first, PAIRED)",
-        "_parts($first - $second, PAIRED)",
-        "_gather_two",
+        "_split($second - $first)",
+        "_split($first - $second)",
+        "_combine",
     ),
     "threshold not strict": Mutant(
         "step_forward.py",
@@ -312,7 +312,7 @@ SINGLE_MUTANTS = {
         "$inverse = power_of_two(2 * 127 - $exponent)\n$grad1 *= 1.0",
     ),
     "scale left in the state": Mutant(
-        "single_gradient.py", "", "($grad + $$center) * $unscale", "$grad + $$center"
+        "single_gradient.py", "", "add_centers($$a) * $unscale", "add_centers($$a)"
     ),
     "Sobel gradients swapped": Mutant(
         "single_gradient.py",
@@ -333,14 +333,14 @@ SINGLE_MUTANTS = {
         "E12",
         "(below + right, above - left)",
         "(below + right, above)",
-        "gather",
+        "_neighbours",
     ),
     "gather not negated": Mutant(
         "planes.py",
         "E12",
-        "_parts($second - $first, PAIRED)",
-        "_parts($first - $second, PAIRED)",
-        "_gather_two",
+        "($b - $a, $d - $c)",
+        "($a - $b, $c - $d)",
+        "_combine_apart",
     ),
     "gradients of dead tiles left alone": Mutant(
         "single_gradient.py",

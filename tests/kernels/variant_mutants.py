@@ -84,17 +84,13 @@ VARIANT_MUTANTS = {
     ),
     # filters and their transpose
     "odd part of a filter negated": Mutant(
-        "perceive.py", "E1", "FILTER.odd[$pair]", "-FILTER.odd[$pair]", "_filter"
+        "rule.py", "E1", "($flat[$a] - $flat[$b]) / 2", "($flat[$b] - $flat[$a]) / 2"
     ),
     "even part of a filter negated": Mutant(
-        "perceive.py", "E1", "FILTER.even[$pair]", "-FILTER.even[$pair]", "_filter"
+        "rule.py", "E1", "($flat[$a] + $flat[$b]) / 2", "-($flat[$a] + $flat[$b]) / 2"
     ),
     "center of a filter lost": Mutant(
-        "perceive.py",
-        "E1",
-        "add_tap(None, $center, FILTER.center)",
-        "add_tap(None, $center, 1 if FILTER.center else 0)",
-        "_filter",
+        "rule.py", "E1", "$scale, $flat[4],", "$scale, 1.0 if $flat[4] else 0.0,"
     ),
     "fourth feature taken for the constant": Mutant(
         "perceive.py", "E3", "RULE.count > NUMBER", "RULE.count > NUMBER and NUMBER < 3", "_feature"
@@ -103,31 +99,28 @@ VARIANT_MUTANTS = {
         "rule.py", "E1", "return self.alive or not self.circular", "return self.alive", "masked"
     ),
     "transpose of odd filters not negated": Mutant(
-        "planes.py",
+        "rule.py",
         "E12",
-        "PLANE.filters[$number].odd[PAIR]",
-        "-PLANE.filters[$number].odd[PAIR]",
-        "_gather_two",
+        "getattr($each, $part)[$pair]",
+        "getattr($each, $part)[$pair] * (-1 if $part == 'odd' else 1)",
     ),
     "transpose of even filters negated": Mutant(
-        "planes.py",
+        "rule.py",
         "E12",
-        "PLANE.filters[$number].even[PAIR]",
-        "-PLANE.filters[$number].even[PAIR]",
-        "_gather_two",
+        "getattr($each, $part)[$pair]",
+        "getattr($each, $part)[$pair] * (-1 if $part == 'even' else 1)",
     ),
     "mixed plane gathered as an odd one": Mutant(
-        "planes.py",
+        "rule.py",
         "E12",
-        "PLANE.filters[$number].even[PAIR]",
-        "0 if PLANE.mixed else PLANE.filters[$number].even[PAIR]",
-        "_gather_two",
+        "for $term in $found if $term[3]",
+        "for $term in $found if $term[3] and not ($term[1] and self.mixed)",
     ),
-    "pairs that only even filters read not gathered": Mutant(
-        "rule.py", "E12", "$each.odd[$pair] or $each.even[$pair]", "$each.odd[$pair]", "reads"
+    "last pair of neighbours not gathered": Mutant(
+        "rule.py", "E12", "for $pair in range(len(PAIRS))", "for $pair in range(len(PAIRS) - 1)"
     ),
     "transposed centers of later filters lost": Mutant(
-        "perceive.py", "E12", "$number < RULE.count", "$number < 1", "grad_of_center"
+        "perceive.py", "E12", "$number < RULE.count", "$number < 1", "add_centers"
     ),
     "second filter of a plane not stored": Mutant(
         "planes.py",
@@ -137,14 +130,14 @@ VARIANT_MUTANTS = {
         "join_plane",
     ),
     "second filter of a plane not gathered": Mutant(
-        "planes.py", "E12", "$number < PLANE.count", "$number < 1", "_gather_two"
+        "rule.py", "E12", "enumerate($self.filters)", "enumerate($self.filters[:1])", "terms"
     ),
     "second plane gathered from the first": Mutant(
         "planes.py",
         "E12",
-        "_pointers($planes, $area, $plane)",
-        "_pointers($planes, $area, 0)",
-        "gather_planes",
+        "_tile($planes, $area, PLANE)",
+        "_tile($planes, $area, 0)",
+        "_gather_plane",
     ),
     "second plane holds the first one's filters": Mutant(
         "step_backward.py",
