@@ -42,10 +42,7 @@ def _begin_forward_kernel(
     above the threshold. If a value of a cell is not finite its alpha becomes NaN, which counts as
     above the threshold.
 
-    Shapes and units:
-        state_ptr: `[B, CHANNELS, H, W]` float32.
-        states_ptr: `[B, H, W, PADDED]` float32, written.
-        flags_ptr: `[B, flag_rows, tile_columns]` int64, written.
+    Pointers are the tensors of `begin_forward`, in its order.
     """
     tile_columns, tile_rows = tl.cdiv(width, COLUMNS), tl.cdiv(height, HEIGHT)
     sample, tile_row, tile_column = locate(tl.program_id(0), tile_columns, tile_rows)
@@ -125,13 +122,7 @@ def _begin_backward_kernel(
     The step before the end reads the half of `direct` that the number of steps, which is on the
     device, makes even or odd.
 
-    Shapes and units:
-        grad_ptr: `[B, CHANNELS, H, W]` float32.
-        largest_ptr: `[]` float32, largest magnitude of the gradient, read if SCALED.
-        counter_ptr: `[3]` int64.
-        direct_ptr: `[2, B, H, W, PADDED]` float32, one half written.
-        planes_ptr: `[plane_numbers]` operands, cleared.
-        scale_ptr: `[2]` float32, written.
+    Pointers are the tensors of `begin_backward`, in its order; `direct` and `planes` its `grads`.
     """
     program, programs = tl.program_id(0), tl.num_programs(0)
     dtype: tl.constexpr = planes_ptr.dtype.element_ty

@@ -36,12 +36,7 @@ def _end_forward_kernel(
 
     Which slot the last step wrote follows from the number of steps, which is on the device.
 
-    Shapes and units:
-        states_ptr: `[slots, B, H, W, PADDED]` float32.
-        flags_ptr: `[slots, B, flag_rows, tile_columns]` int64.
-        counter_ptr: `[3]` int64.
-        state_ptr: `[B, CHANNELS, H, W]` float32, written.
-        most: most steps M; with N `slots` from F, `base`, on, slot F + min(T, M) mod N is read.
+    Pointers are the tensors of `end_forward`, in its order; most, slots and base its `last`.
     """
     slot = base + tl.minimum(tl.load(counter_ptr + 2), most).to(tl.int32) % slots
     tile_columns, tile_rows = tl.cdiv(width, COLUMNS), tl.cdiv(height, HEIGHT)
@@ -120,11 +115,7 @@ def _end_backward_kernel(
 ):
     """Gather the gradient of one tile of the first state (E12) and remove its scale.
 
-    Shapes and units:
-        direct_ptr: `[B, H, W, PADDED]` float32.
-        planes_ptr: `[planes, B, H + 2, W + 2, PADDED, 2]` operands.
-        scale_ptr: `[2]` float32.
-        grad_state_ptr: `[B, CHANNELS, H, W]` float32, written.
+    Pointers are the tensors of `end_backward`, in its order; `direct` and `planes` its `grads`.
     """
     tile_columns, tile_rows = tl.cdiv(width, COLUMNS), tl.cdiv(height, HEIGHT)
     sample, tile_row, tile_column = locate(tl.program_id(0), tile_columns, tile_rows)
@@ -150,7 +141,7 @@ def _end_backward_kernel(
         batch.to(tl.int64) * (height + 2) * (width + 2),
     )
     steps = distances(y, x, height, width, width + 2, RULE.circular)
-    if RULE.plane_count > 0:
+    if len(RULE.planes) > 0:
         grad += gather_planes(planes_ptr, area, steps, RULE)
     grad *= tl.load(scale_ptr)
     corner = first_number(sample, y0, x0, height, width, CHANNELS)

@@ -121,7 +121,7 @@ def unpack_gradients(
     grad_w1_ptr, grad_b1_ptr, grad_w2_ptr, grad_b2_ptr = grads
     channels, outputs, hidden = sizes
     padded_channels, padded_hidden = layout
-    count: tl.constexpr = RULE.count
+    count: tl.constexpr = len(RULE.filters)
     unit, row = index % padded_hidden, index // padded_hidden
     feature, channel = row % 4, row // 4
     first_layer = (row < 4 * padded_channels) & (unit < hidden) & (channel < channels)
@@ -171,11 +171,7 @@ def _reduce_gradients_kernel(
 
     Without a step no program has written its row, and the gradients are zero.
 
-    Shapes and units:
-        partials_ptr: `[rows, SIZE]` float32.
-        scale_ptr: `[2]` float32, see `reduce_gradients`.
-        counter_ptr: `[3]` int64.
-        grad_w1_ptr: gradient of w1, written; likewise those of b1, w2 and b2.
+    Pointers are the tensors of `reduce_gradients`, in its order.
     """
     rows = tl.where(tl.load(counter_ptr + 2) > 0, rows, 0)
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -212,7 +208,7 @@ def reduce_gradients(
         _reduce_gradients_kernel,
         -(-weights.sums // block),
         (partials, scale, counter, w1, b1, w2, rest[0] if rest else b1),
-        (partials.shape[0], w1.shape[1] // weights.rule.count, outputs, hidden),
+        (partials.shape[0], w1.shape[1] // len(weights.rule.filters), outputs, hidden),
         (weights.channels, weights.hidden, weights.sums, weights.rule, checked, ROWS, block),
         num_warps=4,
     )

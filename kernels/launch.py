@@ -120,9 +120,9 @@ def plane_size(shape: tuple[int, int, int, int], rule: KernelRule) -> int:
         rule: the rule.
     """
     batch, height, width, channels = shape
-    if rule.plane_count == 0:
+    if not rule.planes:
         return 0
-    rows = 2 * rule.plane_count * batch * (height + 2) + TILE_ROWS
+    rows = 2 * len(rule.planes) * batch * (height + 2) + TILE_ROWS
     return (rows * (width + 2) + TILE_COLUMNS) * 2 * channels
 
 

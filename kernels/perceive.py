@@ -41,7 +41,7 @@ def _filter(center, differences, sums, FILTER: tl.constexpr):
     first = values[FILTER.terms[0][0]][FILTER.terms[0][1]]
     total = first if FILTER.terms[0][2] == 1 else FILTER.terms[0][2] * first
     for number in tl.static_range(1, 9):
-        if number < FILTER.term_count:
+        if number < len(FILTER.terms):
             term = values[FILTER.terms[number][0]][FILTER.terms[number][1]]
             total = add_tap(total, term, FILTER.terms[number][2])
     return total
@@ -108,7 +108,7 @@ def _feature(
     nothing is computed by joining them, but the compiler is kept from moving the joining into
     shared memory, where it fails for some layouts.
     """
-    if RULE.count > NUMBER:
+    if len(RULE.filters) > NUMBER:
         taps: tl.constexpr = RULE.filters[NUMBER]
         return _bits(_filter(center, differences, sums, taps).to(DTYPE))
     else:
@@ -143,6 +143,6 @@ def add_centers(total, grads, RULE: tl.constexpr):
         RULE: the rule.
     """
     for number in tl.static_range(4):
-        if number < RULE.count:
+        if number < len(RULE.filters):
             total = add_tap(total, grads[number], RULE.filters[number].center)
     return total

@@ -40,7 +40,7 @@ def _sum_terms(values, PLANE: tl.constexpr):
     first = values[PLANE.terms[0][0]][PLANE.terms[0][1]][PLANE.terms[0][2]]
     total = first if PLANE.terms[0][3] == 1 else PLANE.terms[0][3] * first
     for number in tl.static_range(1, 16):
-        if number < PLANE.term_count:
+        if number < len(PLANE.terms):
             term = values[PLANE.terms[number][0]][PLANE.terms[number][1]][PLANE.terms[number][2]]
             total = add_tap(total, term, PLANE.terms[number][3])
     return total
@@ -63,19 +63,6 @@ def _combine(pointers, PLANE: tl.constexpr):
     if PLANE.mixed:
         first, second = first.to(tl.float32), second.to(tl.float32)
     return _split(second - first), _split(second + first)
-
-
-@triton.jit
-def _gather(tile_ptr, offsets, steps, PLANE: tl.constexpr):
-    """Apply the transposed filters of a plane of pairs, but for their centers (E12)."""
-    pairs = _neighbours(tile_ptr, offsets, steps, offsets.shape[1])
-    values = (
-        _combine(pairs[0], PLANE),
-        _combine(pairs[1], PLANE),
-        _combine(pairs[2], PLANE),
-        _combine(pairs[3], PLANE),
-    )
-    return _sum_terms(values, PLANE)
 
 
 @triton.jit
@@ -104,17 +91,13 @@ def gather_apart(first_ptr, second_ptr, offsets, steps, status, RULE: tl.constex
         Float32, of the shape of the offsets: the same bits as from pairs of float32.
     """
     plane: tl.constexpr = RULE.planes[0]
-    firsts, seconds = (
-        _neighbours(first_ptr, offsets, steps, 1),
-        _neighbours(second_ptr, offsets, steps, 1),
-    )
-    values = (
-        _combine_apart(firsts, seconds, status, plane, 0),
-        _combine_apart(firsts, seconds, status, plane, 1),
-        _combine_apart(firsts, seconds, status, plane, 2),
-        _combine_apart(firsts, seconds, status, plane, 3),
-    )
-    return _sum_terms(values, plane)
+    firsts = _neighbours(first_ptr, offsets, steps, 1)
+    seconds = _neighbours(second_ptr, offsets, steps, 1)
+    a = _combine_apart(firsts, seconds, status, plane, 0)
+    b = _combine_apart(firsts, seconds, status, plane, 1)
+    c = _combine_apart(firsts, seconds, status, plane, 2)
+    d = _combine_apart(firsts, seconds, status, plane, 3)
+    return _sum_terms((a, b, c, d), plane)
 
 
 @triton.jit
@@ -125,10 +108,13 @@ def _tile(planes_ptr, area, PLANE: tl.constexpr):
 
 
 @triton.jit
-def _gather_plane(planes_ptr, area, steps, RULE: tl.constexpr, PLANE: tl.constexpr):
-    """Gather what crossed cells from one plane of pairs (`gather_planes`)."""
+def _gather(planes_ptr, area, steps, RULE: tl.constexpr, PLANE: tl.constexpr):
+    """Apply the transposed filters of one plane, but for their centers (E12)."""
     plane: tl.constexpr = RULE.planes[PLANE]
-    return _gather(_tile(planes_ptr, area, PLANE), area[1], steps, plane)
+    pairs = _neighbours(_tile(planes_ptr, area, PLANE), area[1], steps, area[1].shape[1])
+    first, second = _combine(pairs[0], plane), _combine(pairs[1], plane)
+    third, fourth = _combine(pairs[2], plane), _combine(pairs[3], plane)
+    return _sum_terms((first, second, third, fourth), plane)
 
 
 @triton.jit
@@ -144,9 +130,9 @@ def gather_planes(planes_ptr, area, steps, RULE: tl.constexpr):
     Returns:
         `[CELLS, CHANNELS]` float32.
     """
-    total = _gather_plane(planes_ptr, area, steps, RULE, 0)
-    if RULE.plane_count > 1:
-        total += _gather_plane(planes_ptr, area, steps, RULE, 1)
+    total = _gather(planes_ptr, area, steps, RULE, 0)
+    if len(RULE.planes) > 1:
+        total += _gather(planes_ptr, area, steps, RULE, 1)
     return total
 
 
@@ -163,12 +149,12 @@ def join_plane(grads, RULE: tl.constexpr, PLANE: tl.constexpr, DTYPE: tl.constex
     Returns:
         `[CELLS, 2 * CHANNELS]` operands; zeros if the rule has no such plane.
     """
-    if RULE.plane_count <= PLANE:
+    if len(RULE.planes) <= PLANE:
         first = tl.zeros(grads[0].shape, DTYPE)
         second = first
     else:
         first = grads[RULE.planes[PLANE].numbers[0]].to(DTYPE)
-        if RULE.planes[PLANE].count == 1:
+        if len(RULE.planes[PLANE].filters) == 1:
             second = tl.zeros(first.shape, DTYPE)
         else:
             second = grads[RULE.planes[PLANE].numbers[1]].to(DTYPE)
@@ -188,5 +174,5 @@ def store_planes(planes_ptr, area, values, mask, RULE: tl.constexpr):
         RULE: the rule.
     """
     for plane in tl.static_range(2):
-        if plane < RULE.plane_count:
+        if plane < len(RULE.planes):
             tl.store(_tile(planes_ptr, area, plane) + area[1], values[plane], mask=mask)

@@ -46,13 +46,7 @@ def _prepare_rollout_kernel(
 ):
     """Prepare a rollout: pack the parameters, clear the flags, write the counter.
 
-    Shapes and units:
-        w1_ptr: `[hidden, K * channels]` float32, as are b1 `[hidden]`, w2 `[outputs, hidden]` and
-            b2 `[outputs]`.
-        weights_ptr: packed weights, written.
-        flags_ptr: `[words]` int64, cleared.
-        counter_ptr: `[3]` int64, written.
-        seed_ptr: `[]` int64, read if SEED_GIVEN instead of `seed`; likewise `steps_ptr`.
+    Pointers are the tensors of `prepare_rollout`; a seed or steps that are GIVEN are read.
     """
     dtype: tl.constexpr = weights_ptr.dtype.element_ty
     program, programs = tl.program_id(0), tl.num_programs(0)
@@ -115,7 +109,7 @@ def prepare_rollout(
     given, key = (seed, 0) if isinstance(seed, Tensor) else (None, seed)
     words = 0 if flags is None else flags.numel()
     rule, (outputs, hidden) = weights.rule, w2.shape[:2]
-    channels = w1.shape[1] // rule.count
+    channels = w1.shape[1] // len(rule.filters)
     elements = FEATURES * weights.channels * weights.hidden
     blocks = max(-(-words // PREPARE_BLOCK), elements // PREPARE_BLOCK)
     launch(

@@ -41,16 +41,6 @@ class Filter:
         return tuple(term for term in found if term[2]) or ((0, 0, 0.0),)
 
     @property
-    def term_count(self) -> int:
-        """Number of `terms`."""
-        return len(self.terms)
-
-    @property
-    def weight(self) -> float:
-        """What the weights that meet it are multiplied by."""
-        return 1 / self.scale
-
-    @property
     def crosses(self) -> bool:
         """Whether it reads a neighbour."""
         return any(self.odd) or any(self.even)
@@ -71,11 +61,6 @@ class Plane:
     pairs: ClassVar[tuple[tuple[int, int], ...]] = PAIRS
 
     @property
-    def count(self) -> int:
-        """Number of filters."""
-        return len(self.filters)
-
-    @property
     def terms(self) -> tuple[tuple[int, int, int, float], ...]:
         """Their taps that are not zero: which of `PAIRS`; 0 or 1 for a difference or a sum; filter.
 
@@ -88,11 +73,6 @@ class Plane:
             for n, each in enumerate(self.filters)
         )
         return tuple(term for term in found if term[3])
-
-    @property
-    def term_count(self) -> int:
-        """Number of `terms`."""
-        return len(self.terms)
 
     @property
     def mixed(self) -> bool:
@@ -136,19 +116,9 @@ class KernelRule:
         return tuple(Plane(each, tuple(self.filters[n] for n in each)) for each in shared)
 
     @property
-    def plane_count(self) -> int:
-        """Number of planes, at most 2."""
-        return len(self.planes)
-
-    @property
-    def count(self) -> int:
-        """Number of filters."""
-        return len(self.filters)
-
-    @property
     def bias_is_feature(self) -> bool:
         """Whether a constant feature is left for the first bias to meet."""
-        return self.count < MAX_FILTERS
+        return len(self.filters) < MAX_FILTERS
 
     @property
     def masked(self) -> bool:

@@ -24,6 +24,9 @@ UPDATED = tl.constexpr(1)
 USERS = ["state_ptr", "w1_ptr", "b1_ptr", "w2_ptr", "b2_ptr", "seed_ptr"]
 """Tensors of the caller's, which may begin at any number of their memory."""
 
+NUMBERS = ["seed", "step", "tiles", "height", "width", "hidden", "update_limit"]
+"""Arguments that are not specialised."""
+
 
 @triton.jit
 def make_uniform(value):
@@ -31,18 +34,7 @@ def make_uniform(value):
     return tl.max(tl.zeros((32,), value.dtype) + value, axis=0)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "seed",
-        "step",
-        "tiles",
-        "height",
-        "width",
-        "hidden",
-        "update_limit",
-    ],
-    do_not_specialize_on_alignment=USERS,
-)
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=USERS)
 def _single_step_kernel(
     state_ptr,
     w1_ptr,

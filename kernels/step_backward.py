@@ -15,18 +15,11 @@ from .status import PRE, UPDATE, combine_once, has, of_channels, with_inputs
 from .tile import COLUMNS, advance, cells_of, distances, first_cell, locate
 from .weights import BIAS_COLUMNS, Weights, load_weights
 
+NUMBERS = ["source", "step", "batch", "height", "width", "flag_rows", "update_limit"]
+"""Arguments that are not specialised."""
 
-@triton.jit(
-    do_not_specialize=[
-        "source",
-        "step",
-        "batch",
-        "height",
-        "width",
-        "flag_rows",
-        "update_limit",
-    ]
-)
+
+@triton.jit(do_not_specialize=NUMBERS)
 def _step_backward_kernel(
     states_ptr,
     flags_ptr,
@@ -89,7 +82,7 @@ def _step_backward_kernel(
     direct_in_ptr = direct_ptr + (1 - parity) * slot_cells * CHANNELS
     direct_out_ptr = direct_ptr + parity * slot_cells * CHANNELS
     plane_cells = batch.to(tl.int64) * (height + 2) * (width + 2)
-    half = plane_cells * (RULE.plane_count * 2 * CHANNELS)
+    half = plane_cells * (len(RULE.planes) * 2 * CHANNELS)
     planes_in_ptr = planes_ptr + (1 - parity) * half
     planes_out_ptr = planes_ptr + parity * half
     seed = tl.load(counter_ptr)
@@ -146,7 +139,7 @@ def _step_backward_kernel(
             _state, features = perceive(tile_ptr, offsets, steps, statuses, RULE, CHANNELS, dtype)
             grad = tl.load(direct_in_ptr + cell * CHANNELS + offsets, mask=alive, other=0.0)
             steps = distances(y, x, height, width, width + 2, RULE.circular)
-            if RULE.plane_count > 0:
+            if len(RULE.planes) > 0:
                 received = gather_planes(planes_in_ptr, area, steps, RULE)
                 grad += tl.where(alive, received, 0.0)
             grad_delta = grad

@@ -9,19 +9,14 @@ from .flags import first_word, flag_rows_not_finite, pack_flags, store_flags
 from .launch import LaunchConfig, StepSettings, count_tiles, launch
 from .mask import draw_status
 from .network import update_cells
-from .status import (
-    INSIDE,
-    PRE,
-    combine_once,
-    has,
-    is_finite,
-    of_channels,
-    with_inputs,
-)
+from .status import INSIDE, PRE, combine_once, has, is_finite, of_channels, with_inputs
 from .tile import COLUMNS, advance, cells_of, distances, first_cell, locate
 from .weights import Weights, load_weights
 
 ALPHA = tl.constexpr(3)
+
+NUMBERS = ["source", "target", "step", "batch", "height", "width", "flag_rows", "update_limit"]
+"""Arguments that are not specialised."""
 
 
 @triton.jit
@@ -54,18 +49,7 @@ def find_flags(updated, status, threshold, HEIGHT: tl.constexpr, DTYPE: tl.const
     return found
 
 
-@triton.jit(
-    do_not_specialize=[
-        "source",
-        "target",
-        "step",
-        "batch",
-        "height",
-        "width",
-        "flag_rows",
-        "update_limit",
-    ]
-)
+@triton.jit(do_not_specialize=NUMBERS)
 def _step_forward_kernel(
     states_ptr,
     flags_ptr,

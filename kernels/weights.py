@@ -109,8 +109,8 @@ def load_weights(weights_ptr, CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, RULE
 def filter_weight(weight, feature, RULE: tl.constexpr):
     """Divide weights that meet a feature, or their gradients, by the scale of its filter."""
     for number in tl.static_range(4):
-        if number < RULE.count and RULE.filters[number].scale != 1:
-            weight = tl.where(feature == number, weight * RULE.filters[number].weight, weight)
+        if number < len(RULE.filters) and RULE.filters[number].scale != 1:
+            weight = tl.where(feature == number, weight * (1 / RULE.filters[number].scale), weight)
     return weight
 
 
@@ -129,7 +129,7 @@ def first_layer(w1_ptr, b1_ptr, row, unit, sizes, RULE: tl.constexpr, DTYPE: tl.
     """
     channels, hidden = sizes
     feature, channel = row % 4, row // 4
-    count: tl.constexpr = RULE.count
+    count: tl.constexpr = len(RULE.filters)
     known = (unit < hidden) & (channel < channels)
     tap = known & (feature < count)
     offsets = unit * (count * channels) + count * channel + feature
@@ -202,7 +202,7 @@ def find_overflow(parameters, sizes, BLOCK: tl.constexpr, RULE: tl.constexpr, DT
     """
     w1_ptr, b1_ptr, w2_ptr = parameters
     channels, hidden = sizes
-    count: tl.constexpr = RULE.count
+    count: tl.constexpr = len(RULE.filters)
     wrong = tl.zeros((BLOCK,), tl.int32)
     blocks = tl.cdiv(count * channels * hidden, BLOCK)
     for block in tl.range(tl.program_id(0), blocks, tl.num_programs(0)):

@@ -93,7 +93,11 @@ VARIANT_MUTANTS = {
         "rule.py", "E1", "$scale, $flat[4],", "$scale, 1.0 if $flat[4] else 0.0,"
     ),
     "fourth feature taken for the constant": Mutant(
-        "perceive.py", "E3", "RULE.count > NUMBER", "RULE.count > NUMBER and NUMBER < 3", "_feature"
+        "perceive.py",
+        "E3",
+        "len(RULE.filters) > NUMBER",
+        "len(RULE.filters) > NUMBER and NUMBER < 3",
+        "_feature",
     ),
     "neighbours beyond the border perceived": Mutant(
         "rule.py", "E1", "return self.alive or not self.circular", "return self.alive", "masked"
@@ -120,13 +124,13 @@ VARIANT_MUTANTS = {
         "rule.py", "E12", "for $pair in range(len(PAIRS))", "for $pair in range(len(PAIRS) - 1)"
     ),
     "transposed centers of later filters lost": Mutant(
-        "perceive.py", "E12", "$number < RULE.count", "$number < 1", "add_centers"
+        "perceive.py", "E12", "$number < len(RULE.filters)", "$number < 1", "add_centers"
     ),
     "second filter of a plane not stored": Mutant(
         "planes.py",
         "E12",
-        "RULE.planes[PLANE].count == 1",
-        "RULE.planes[PLANE].count >= 1",
+        "len(RULE.planes[PLANE].filters) == 1",
+        "len(RULE.planes[PLANE].filters) >= 1",
         "join_plane",
     ),
     "second filter of a plane not gathered": Mutant(
@@ -137,7 +141,7 @@ VARIANT_MUTANTS = {
         "E12",
         "_tile($planes, $area, PLANE)",
         "_tile($planes, $area, 0)",
-        "_gather_plane",
+        "_gather",
     ),
     "second plane holds the first one's filters": Mutant(
         "step_backward.py",
@@ -148,7 +152,7 @@ VARIANT_MUTANTS = {
     "halves of the planes overlap": Mutant(
         "step_backward.py",
         "E12",
-        "(RULE.plane_count * 2 * CHANNELS)",
+        "(len(RULE.planes) * 2 * CHANNELS)",
         "(2 * CHANNELS)",
     ),
     # weights
@@ -163,7 +167,7 @@ VARIANT_MUTANTS = {
         "gradients.py", "E10", "filter_weight($total, $feature, RULE)", "$total", "unpack_gradients"
     ),
     "scale of the last filter lost": Mutant(
-        "weights.py", "E1", "$number < RULE.count and", "$number < RULE.count - 1 and"
+        "weights.py", "E1", "$number < len(RULE.filters) and", "$number < len(RULE.filters) - 1 and"
     ),
     "gradient of the fourth filter's weights lost": Mutant(
         "gradients.py", "E10", "$known & (feature < count)", "$known & (feature < 3)"

@@ -35,7 +35,7 @@ from fastnca.backends.triton_fused.buffers import (
     with_memory,
 )
 from fastnca.backends.triton_fused.loops import launch_backward, launch_forward
-from fastnca.backends.triton_fused.settings import RolloutSettings
+from fastnca.backends.triton_fused.settings import RolloutSettings, kernel_rule
 from fastnca.checks import Parameters
 from fastnca.cuda_graphs import Launches, Record
 from fastnca.kernels import padded_channels
@@ -51,9 +51,6 @@ ROUND_STEPS = 32
 
 MAX_BYTES = 1 << 30
 """Of all workspaces together, on all devices."""
-
-BACKWARD_SLOTS = 4
-"""The buffers of a backward pass take about as much memory as this many stored states."""
 
 MAX_SAME_KIND = 2
 """Workspaces of one kind: rollouts that wait for their backward pass at the same time."""
@@ -265,7 +262,8 @@ class Graphs:
             return None
         settings = replace(settings, steps=steps)
         cell_bytes = 4 * padded_channels(state.shape[1])
-        slots = settings.slots + BACKWARD_SLOTS
+        planes = len(kernel_rule(settings.rule, state.shape[1]).planes)
+        slots = settings.slots + 2 + 2 * planes  # about what a backward pass needs with 16 bits
         if not self._make_room(slots * state[:, 0].numel() * cell_bytes):
             return None
         try:

@@ -167,15 +167,12 @@ def size_reasons(precision: str, channels: int, hidden: int, capability: int) ->
 def shape_reasons(batch: int, height: int, width: int, padding: str) -> list[str]:
     """List the reasons why a batch of grids is out of the kernels' range, one sentence each."""
     reasons = []
-    if padding == "circular" and min(height, width) < MIN_TORUS:
+    if padding == "circular" and (
+        min(height, width) < MIN_TORUS or height * (width + 2) > MAX_TORUS_CELLS
+    ):
         reasons.append(
-            f"The fused kernels take a torus of {MIN_TORUS} cells a side or more, got "
-            f"{height}x{width}."
-        )
-    if padding == "circular" and height * (width + 2) > MAX_TORUS_CELLS:
-        reasons.append(
-            f"The fused kernels take a torus of up to {MAX_TORUS_CELLS} cells, got "
-            f"{height}x{width}."
+            f"The fused kernels take a torus of at least {MIN_TORUS} cells a side and at most "
+            f"{MAX_TORUS_CELLS} cells, got {height}x{width}."
         )
     if height < 1 or width < 1:
         reasons.append(f"A grid needs at least one cell, got {height}x{width}.")

@@ -57,16 +57,7 @@ def launch_forward(saved: SavedStates, settings: RolloutSettings) -> None:
     config = launch_config("forward", saved)
     for step in range(settings.steps):
         slots = settings.slot(step), settings.slot(step + 1)
-        kernels.step_forward(
-            saved.states,
-            saved.flags,
-            saved.weights,
-            saved.counter,
-            slots,
-            step,
-            settings.step_settings,
-            config,
-        )
+        _step(saved, slots, step, settings, config)
 
 
 def end_forward(state: Tensor, saved: SavedStates, settings: RolloutSettings) -> Tensor:
@@ -168,6 +159,19 @@ def end_backward(
     return state, *grads
 
 
+def _step(
+    saved: SavedStates,
+    slots: tuple[int, int],
+    step: int,
+    settings: RolloutSettings,
+    config: kernels.LaunchConfig,
+) -> None:
+    """Launch one step, from one slot to another."""
+    states, flags, weights, counter = saved.states, saved.flags, saved.weights, saved.counter
+    told = settings.step_settings
+    kernels.step_forward(states, flags, weights, counter, slots, step, told, config)
+
+
 def _recompute(saved: SavedStates, settings: RolloutSettings, first: int, last: int) -> SavedStates:
     """Compute the states of a segment again, bit for bit, from the one kept at its start."""
     segment = first // settings.checkpoint_every
@@ -177,15 +181,7 @@ def _recompute(saved: SavedStates, settings: RolloutSettings, first: int, last: 
     states[0], flags[0] = saved.states[segment], saved.flags[segment]
     flags[steps] = saved.flags[segment + 1]
     config = launch_config("forward", saved)
+    segment_states = SavedStates(states, flags, saved.counter, saved.weights)
     for step in range(steps - 1):
-        kernels.step_forward(
-            states,
-            flags,
-            saved.weights,
-            saved.counter,
-            (step, step + 1),
-            first + step,
-            settings.step_settings,
-            config,
-        )
-    return SavedStates(states, flags, saved.counter, saved.weights)
+        _step(segment_states, (step, step + 1), first + step, settings, config)
+    return segment_states
