@@ -126,7 +126,7 @@ def test_what_an_earlier_rollout_left_is_not_read(recorder: FakeRecorder) -> Non
     for steps in (3, 4, 1):
         saved.states.fill_(torch.nan)
         saved.flags[:, :, 2:5].copy_(torch.full((5, 1, 3, 1), 0x0000FF00_0000FF00))
-        for tensor in (buffers.passed, buffers.pairs, buffers.partials, buffers.scale):
+        for tensor in buffers.tensors:
             tensor.fill_(torch.nan)
         assert equal(outcome(tensors, steps), launched(tensors, steps))
 
