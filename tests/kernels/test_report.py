@@ -44,9 +44,13 @@ SHARED_BYTES = {
 CONSUMER_GPUS = ("sm_89", "sm_120")
 VERSION = triton.__version__
 SPILLS: dict[str, int] = {}
-"""Bytes that step kernels of 16-bit operands are known to spill on sm_90, at most, by variant."""
+"""Bytes that kernels of 16-bit operands are known to spill on sm_90, at most, by variant."""
 
-if VERSION.startswith("3.9."):
+if VERSION.startswith("3.6."):
+    SPILLS = {"fp16-c16-h64": 8, "fp16-c32-h128-eval": 8}
+elif VERSION.startswith("3.7."):
+    SPILLS = {"fp16-c32-h128-texture": 8}
+else:
     SPILLS = {
         "fp16-c16-h64": 24,
         "fp16-c32-h128": 88,
@@ -103,7 +107,7 @@ def test_products_follow_one_another(records: list[dict]) -> None:
     [
         ("step_forward", "fp16-c16-h128", 36),
         ("step_backward", "fp16-c16-h128", 80 if VERSION.startswith("3.7.") else 82),
-        ("single_forward", "fp16-c16-h128", 40),
+        ("single_forward", "fp16-c16-h128", 41),
         ("single_backward", "fp16-c16-h128", 90),
         ("step_forward", "fp16-c16-h128-texture", 45),
         ("step_backward", "fp16-c16-h128-texture", 100),
@@ -125,7 +129,9 @@ def test_kernels_fit_consumer_gpus(target: str, tmp_path: Path) -> None:
     assert kernels >= {"step_forward", "step_backward", "single_forward", "single_backward"}
     assert any(record["variant"].endswith("texture") for record in found)
     assert all(record["shared_bytes"] <= SHARED_BYTES[target] for record in found)
-    assert not [record for record in found if record["spill_bytes"]]
+    for record in found:
+        texture = record["variant"].endswith("texture")
+        assert record["spill_bytes"] <= 16 * texture, record
 
 
 @pytest.mark.long
