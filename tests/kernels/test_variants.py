@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastnca.backends.triton_fused.limits import size_reasons
 from fastnca.rule import Rule
 from tests.kernels import variant_scenarios as scenarios
 from tests.kernels.helpers import without_graphs
@@ -86,6 +87,8 @@ def test_cases_cover_the_rules() -> None:
     }
     assert {case.rule.alive_threshold for case in CASES} >= {0.0, 0.1, 0.25, 0.6}
     assert len(SINGLE) >= 9
+    for case in CASES:
+        assert not size_reasons(case.precision, case.channels, *case.rule.hidden, capability=9)
 
 
 def test_cases_have_cells_that_die() -> None:
