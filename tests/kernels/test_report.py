@@ -170,15 +170,22 @@ def instructions() -> dict[tuple[str, str], list[str]]:
     return {(kernel, variant): words for kernel, variant, *words in lines}
 
 
+EQUAL = ("step_backward", "fp16-c16-h128-texture")
+
+
 def test_relu_passes_nan_on(instructions) -> None:
-    """A GPU's plain maximum of NaN and 0 is 0; the interpreter's is NaN, so it cannot tell."""
+    """A GPU's plain maximum of NaN and 0 is 0; the interpreter's is NaN, so it cannot tell.
+
+    With four filters the gradient of the first bias is a maximum, too, of numbers that are equal.
+    """
     networks = ("step_forward", "step_backward", "single_step", "single_gradient")
     found = {key: words for key, words in instructions.items() if key[0] in networks}
     assert len(found) == 14
-    for (_, variant), words in found.items():
+    for (kernel, variant), words in found.items():
         rectifier = "max.NaN.f16x2" if variant.startswith("fp16") else "max.NaN.f32"
         assert rectifier in words
-        assert not {"max.f32", "max.f16x2", "max.f16"} & set(words)
+        plain = {"max.f32", "max.f16x2", "max.f16"} & set(words)
+        assert plain <= ({"max.f32"} if (kernel, variant) == EQUAL else set())
 
 
 def test_scales_are_undone_exactly(instructions) -> None:
