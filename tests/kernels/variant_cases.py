@@ -324,6 +324,7 @@ def _shift(values: Tensor, margin: float) -> float:
     return -places[places.abs().argmin()].item()
 
 
+@cache
 def draw(variant: Variant) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
     """Draw a state that keeps off the threshold throughout, parameters and an output gradient.
 
@@ -401,6 +402,13 @@ def differentiate(
     zeros = (torch.zeros_like(leaf) for leaf in leaves[wanted])
     filled = (zero if one is None else one for one, zero in zip(found, zeros, strict=True))
     return result.detach(), *filled
+
+
+@torch.no_grad()
+def last_state(rule: Rule, state: Tensor, parameters: Sequence[Tensor], variant: Variant) -> Tensor:
+    """Return the oracle's last state of a variant under another rule, in float64."""
+    weights = weights_of(rule, state.shape[1], [each.double() for each in parameters])
+    return rule_oracle.rollout(state.double(), rule, weights, variant.masks())
 
 
 def exactly(rule: Rule, leaves: Sequence[Tensor], grad: Tensor, masks: Tensor):
