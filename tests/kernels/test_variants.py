@@ -190,6 +190,7 @@ def test_cells_at_other_thresholds(device: torch.device) -> None:
         assert not scenarios.threshold_errors(device, form)
 
 
+@OVERFLOWS
 def test_inputs_stay(device: torch.device) -> None:
     assert not scenarios.inputs_errors(device)
 

@@ -206,7 +206,7 @@ VARIANT_MUTANTS = {
         "status.py",
         "E6",
         "$neighbours | ((($neighbours >> HERE) & 1) << PRE)",
-        "$neighbours | (status & (1 << PRE))",
+        "$neighbours | (status & 512)",
         "with_inputs",
     ),
     "inputs of cells that died cleared": Mutant(
@@ -225,7 +225,7 @@ VARIANT_MUTANTS = {
         "status.py",
         "E1",
         "$neighbours = ($status >> GRID) & 511",
-        "$neighbours = $status & 511 | (($status >> GRID) & (1 << HERE))",
+        "$neighbours = $status & 511 | (($status >> GRID) & 16)",
         "with_inputs",
     ),
     "gradients of inputs lost where nothing lives": Mutant(
