@@ -263,8 +263,9 @@ VARIANT_MUTANTS = {
     "dead cells cleared by a rule without an alive test": Mutant(
         "step_forward.py",
         "E6",
-        "if RULE.alive: $alive = has($statuses, PRE)",
-        "if True:\n    $alive = updated > threshold",
+        "$stored = $updated if RULE.alive:",
+        "$stored = $updated\nif not RULE.alive:\n"
+        "    $stored = tl.where($updated > threshold, $updated, 0.0)\nif RULE.alive:",
     ),
     "survivors told by a rule without an alive test": Mutant(
         "step_backward.py",

@@ -426,3 +426,31 @@ def input_overflow_errors(device: torch.device) -> list[str]:
         if spoilt != [[1, 4, 1, 1]] or not all(each.isfinite().all() for each in grads):
             errors.append(f"{where}: an input's gradient has reached the network")
     return errors
+
+
+def reach_errors(device: torch.device) -> list[str]:
+    """A cell sees its neighbour beyond a border that only the second cell beyond it keeps alive.
+
+    Two cells of a line live, two cells apart; those between them see each other in the second step.
+    Rolled to where no border is, the result is the same.
+    """
+    taps = ((0, 1, 0), (1, 0, 1), (0, 1, 0))
+    rule = Rule((taps,), padding="circular", hidden=(HIDDEN,))
+    network = zero_network(rule, 5, device)
+    network[0][0, 4], network[2][0, 0] = 1.0, 1.0
+    state = torch.ones(2, 5, 9, 9)
+    state[:, 3] = 0.0
+    state[0, 3, 4, [1, 7]] = 1.0
+    state[1] = state[0].transpose(1, 2)
+    found = {}
+    for shift in (0, 4, 5):
+        rolled = state.roll((shift, shift), (2, 3)).to(device)
+        result = fused_rollout(rolled, network, rule=rule, steps=2, **STEP)
+        found[shift] = result.roll((-shift, -shift), (2, 3))
+    if not (found[4][:, 0] > 1).any():
+        return ["no cell sees another"]
+    return [
+        f"rolled by {shift}: others see"
+        for shift in found
+        if not torch.equal(found[shift], found[4])
+    ]
