@@ -169,7 +169,8 @@ def _step_variants(network: _Network, capability: int) -> Iterator[Variant]:
     for kernel, sums in (("step_forward", {}), ("step_backward", {"SUMS": network.sums})):
         direction = kernel.removeprefix("step_")
         size = network.padded, network.hidden, network.operand
-        config = choose_launch(direction, *size, capability)
+        planes = len(network.compiled_rule.planes)
+        config = choose_launch(direction, *size, capability, planes=planes)
         for random in (True, False) if network.rule == "tutorial" else (True,):
             constants = {**sizes, **sums, "RULE": network.compiled_rule, "RANDOM": random}
             constants["HEIGHT"] = config.tile_height

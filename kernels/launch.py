@@ -58,6 +58,7 @@ def choose_launch(
     dtype: torch.dtype,
     capability: int = 9,
     processors: int = 0,
+    planes: int = 1,
 ) -> LaunchConfig:
     """Choose the launch of a step kernel from a fixed table, never by timing.
 
@@ -74,6 +75,7 @@ def choose_launch(
         dtype: type of the MMA operands.
         capability: major compute capability of the device.
         processors: streaming multiprocessors of the device; 0 in the interpreter.
+        planes: planes of the rule; with two of them tall tiles spill on compute capability 10.
 
     Returns:
         The configuration.
@@ -84,6 +86,8 @@ def choose_launch(
         height, warps = (4, 4) if direction in ("backward", "single_gradient") else (4, 8)
     elif direction in ("forward", "single_step"):
         height, warps = (16, 4) if tall else (8, 4)
+    elif capability == 10 and tall and planes > 1:
+        height, warps = 8, 4
     elif asynchronous:
         height, warps = (16, 8) if tall else (8, 8)
     elif channels * hidden == 16 * 128:

@@ -118,12 +118,17 @@ def aligned(tensor: Tensor) -> Tensor:
 def launch_config(direction: str, saved: SavedStates) -> LaunchConfig:
     """Return how the step kernels of a rollout are launched; see `choose_launch`."""
     weights = saved.weights
-    packed = weights.packed
-    return _choose(direction, weights.channels, weights.hidden, packed.dtype, packed.device)
+    packed, planes = weights.packed, len(weights.rule.planes)
+    return _choose(direction, weights.channels, weights.hidden, packed.dtype, packed.device, planes)
 
 
 @lru_cache(maxsize=256)
 def _choose(
-    direction: str, channels: int, hidden: int, dtype: torch.dtype, device: torch.device
+    direction: str,
+    channels: int,
+    hidden: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    planes: int,
 ) -> LaunchConfig:
-    return choose_launch(direction, channels, hidden, dtype, *device_facts(device))
+    return choose_launch(direction, channels, hidden, dtype, *device_facts(device), planes)
