@@ -42,7 +42,7 @@ def draw_status(cell, mask, RULE: tl.constexpr, RANDOM: tl.constexpr):
 
 @triton.jit
 def draw_update(cell, seed, step, limit):
-    """Decide which cells update (equation 4).
+    """Decide which cells update (E4).
 
     Cell n reads word n mod 4 of Philox 4x32-10 at the counter (n div 4, step), two words each,
     and updates when the word's upper 24 bits are below `limit`.

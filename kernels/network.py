@@ -70,10 +70,10 @@ def update_cells(
     """
     dtype: tl.constexpr = weights[0].dtype
     state, features = perceive(base_ptr, offsets, steps, status, RULE, CELL, dtype)
-    delta = apply_network(features, weights, RULE)
+    updated = state + apply_network(features, weights, RULE)
     if RANDOM or RULE.first_input > 0:
-        delta = tl.where(has(status, UPDATE), delta, 0.0)
-    return state + delta
+        updated = tl.where(has(status, UPDATE), updated, state)
+    return updated
 
 
 @triton.jit

@@ -6,8 +6,8 @@ MUTANTS = {
     "mask dropped forward": Mutant(
         "network.py",
         "E5",
-        "$delta = tl.where(has($status, UPDATE), $delta, 0.0)",
-        "$delta += 0.0",
+        "$updated = tl.where(has($status, UPDATE), $updated, $state)",
+        "$updated = $updated + 0.0",
     ),
     "mask dropped backward": Mutant(
         "step_backward.py",
@@ -187,8 +187,8 @@ SINGLE_MUTANTS = {
     "mask dropped forward": Mutant(
         "network.py",
         "E5",
-        "$delta = tl.where(has($status, UPDATE), $delta, 0.0)",
-        "$delta += 0.0",
+        "$updated = tl.where(has($status, UPDATE), $updated, $state)",
+        "$updated = $updated + 0.0",
     ),
     "step number ignored": Mutant(
         "single_step.py",
