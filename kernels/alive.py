@@ -37,11 +37,13 @@ def _rows_inside(y, x, height, width):
 
 @triton.jit
 def _row_above(y, height):
+    """Return the row above row y of a torus."""
     return tl.where(y > 0, y, height) - 1
 
 
 @triton.jit
 def _row_below(y, height):
+    """Return the row below row y of a torus."""
     return tl.where(y + 1 < height, y + 1, 0)
 
 

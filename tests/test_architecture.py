@@ -188,6 +188,25 @@ def test_public_names():
         assert hasattr(fastnca.reference, name)
 
 
+def device_functions():
+    """Yield every function of the Triton kernels that others call, with its file's name."""
+    for path in sorted((ROOT / "kernels").glob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if not isinstance(node, ast.FunctionDef) or node.name.endswith("_kernel"):
+                continue
+            if any(ast.unparse(each) == "triton.jit" for each in node.decorator_list):
+                yield path.name, node
+
+
+def test_device_functions_have_few_arguments_and_a_docstring():
+    found = list(device_functions())
+    assert len(found) >= 50
+    for file, function in found:
+        assert len(function.args.args) <= 8, f"{file}: {function.name}"
+        assert ast.get_docstring(function), f"{file}: {function.name}"
+
+
+
 @pytest.mark.parametrize("folder", ["fastnca", "kernels", "tests", "bench"])
 def test_files_stay_small(folder):
     for path in (ROOT / folder).rglob("*.py"):
