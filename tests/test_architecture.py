@@ -206,7 +206,6 @@ def test_device_functions_have_few_arguments_and_a_docstring():
         assert ast.get_docstring(function), f"{file}: {function.name}"
 
 
-
 @pytest.mark.parametrize("folder", ["fastnca", "kernels", "tests", "bench"])
 def test_files_stay_small(folder):
     for path in (ROOT / folder).rglob("*.py"):
