@@ -108,6 +108,9 @@ def prepare_rollout(
     seed, first_step, steps, count = (0, 0, 0, None) if numbers is None else numbers
     given, key = (seed, 0) if isinstance(seed, Tensor) else (None, seed)
     words = 0 if flags is None else flags.numel()
+    cleared = counter if flags is None else flags
+    sources = (counter if each is None else each for each in (given, count))
+    read = (numbers is not None, given is not None, count is not None)
     rule, (outputs, hidden) = weights.rule, w2.shape[:2]
     channels = w1.shape[1] // len(rule.filters)
     elements = FEATURES * weights.channels * weights.hidden
@@ -115,26 +118,8 @@ def prepare_rollout(
     launch(
         _prepare_rollout_kernel,
         min(blocks, MAX_PREPARE_PROGRAMS),
-        (
-            w1,
-            b1,
-            w2,
-            b2,
-            weights.packed,
-            counter if flags is None else flags,
-            counter,
-            counter if given is None else given,
-            counter if count is None else count,
-        ),
+        (w1, b1, w2, b2, weights.packed, cleared, counter, *sources),
         (key, first_step, steps, words, channels, outputs, hidden),
-        (
-            weights.channels,
-            weights.hidden,
-            rule,
-            numbers is not None,
-            given is not None,
-            count is not None,
-            PREPARE_BLOCK,
-        ),
+        (weights.channels, weights.hidden, rule, *read, PREPARE_BLOCK),
         num_warps=4,
     )

@@ -142,15 +142,8 @@ def fused_rollout(
         from fastnca.backends.triton_fused.operators import record  # imports Triton
 
         numbers = make_counter(seed, first_step, steps, device_steps, state.device)
-        settings = (
-            rule.json,
-            steps,
-            float(update_rate),
-            precision,
-            checkpoint_every,
-            seed is not None,
-        )
-        return record(state, parameters, numbers, settings)
+        rest = (float(update_rate), precision, checkpoint_every, seed is not None)
+        return record(state, parameters, numbers, (rule.json, steps, *rest))
     if not 0 <= first_step < 2**62 > steps >= 0:
         check_steps(first_step, steps)
     refuse_tangents("triton", tensors)
@@ -162,18 +155,8 @@ def fused_rollout(
         stepped = single_step(state, parameters, rule, seed, first_step, update_rate, precision)
         if stepped is not None:
             return stepped
-    return eager_rollout(
-        state,
-        parameters,
-        rule,
-        steps,
-        seed,
-        first_step,
-        update_rate,
-        precision,
-        checkpoint_every,
-        device_steps,
-    )
+    options = (update_rate, precision, checkpoint_every, device_steps)
+    return eager_rollout(state, parameters, rule, steps, seed, first_step, *options)
 
 
 def release_graphs() -> None:

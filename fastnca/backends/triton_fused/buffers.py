@@ -1,6 +1,6 @@
 """The device memory of a rollout: what the forward pass saves, and what the backward pass needs."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -99,11 +99,6 @@ def allocate_backward(saved: SavedStates) -> BackwardBuffers:
         states.new_empty(programs, weights.sums),
         states.new_empty(2),
     )
-
-
-def with_memory(weights: Weights, packed: Tensor) -> Weights:
-    """Return weights of the same sizes that are packed elsewhere."""
-    return replace(weights, packed=packed)
 
 
 def aligned(tensor: Tensor) -> Tensor:

@@ -32,7 +32,6 @@ from fastnca.backends.triton_fused.buffers import (
     allocate_backward,
     allocate_states,
     allocate_weights,
-    with_memory,
 )
 from fastnca.backends.triton_fused.loops import launch_backward, launch_forward
 from fastnca.backends.triton_fused.settings import RolloutSettings, kernel_rule
@@ -138,7 +137,7 @@ class Workspace:
         """Return the memory, as tensors whose storages live as long as they are used."""
         states, flags, counter, packed = tensors = [from_dlpack(t) for t in self._saved.tensors]
         self._acquired = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]
-        return SavedStates(states, flags, counter, with_memory(self._saved.weights, packed))
+        return SavedStates(states, flags, counter, replace(self._saved.weights, packed=packed))
 
     def buffers(self) -> BackwardBuffers:
         """Return the buffers of the backward pass."""

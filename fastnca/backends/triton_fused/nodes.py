@@ -1,5 +1,6 @@
 """The autograd node of a rollout that launches its kernels itself, without torch's dispatcher."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from fastnca.backends.autograd import (
     refuse_forward_mode,
 )
 from fastnca.backends.triton_fused import loops
-from fastnca.backends.triton_fused.buffers import SavedStates, aligned, with_memory
+from fastnca.backends.triton_fused.buffers import SavedStates, aligned
 from fastnca.backends.triton_fused.graphs import GRAPHS
 from fastnca.backends.triton_fused.limits import check_tensors
 from fastnca.backends.triton_fused.settings import MaskCounter, RolloutSettings, make_settings
@@ -116,7 +117,7 @@ class _EagerRollout(torch.autograd.Function):
         tensors = (*saved.tensors, state, *parameters)
         ctx.save_for_backward(*tensors)
         ctx.kinds = kinds(tensors)
-        ctx.weights = with_memory(saved.weights, _NO_MEMORY)
+        ctx.weights = replace(saved.weights, packed=_NO_MEMORY)
         return result
 
     @staticmethod
@@ -127,7 +128,7 @@ class _EagerRollout(torch.autograd.Function):
         tensors = ctx.saved_tensors
         check_saved(tensors, ctx.kinds)
         states, flags, counter, packed = map(aligned, tensors[:4])
-        saved = SavedStates(states, flags, counter, with_memory(ctx.weights, packed))
+        saved = SavedStates(states, flags, counter, replace(ctx.weights, packed=packed))
         shapes = tuple(parameter.shape for parameter in tensors[5:])
 
         def compute(grad: Tensor) -> Grads:
