@@ -57,8 +57,8 @@ def _wrap(word, first, last, tile_column, width):
     """
     rest = width - tile_column * COLUMNS
     last_rest = (width - 1) % COLUMNS + 1
-    right = ((first >> OWN) & 3) << tl.minimum(OWN + rest, 24)
-    left = ((last >> (OWN + last_rest - 2)) & 3) << (OWN - 2)
+    right = ((first >> OWN) & 3) << tl.minimum(rest + OWN, 24)
+    left = ((last >> (last_rest + (OWN - 2))) & 3) << (OWN - 2)
     word &= columns_inside(tile_column * COLUMNS, width)
     return word | right | tl.where(tile_column > 0, 0, left)
 

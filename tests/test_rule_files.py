@@ -140,7 +140,10 @@ def test_info_prints_rule_and_backend(tmp_path, capsys):
     assert "12 channels, 5,856 weights, torch.float32" in said
     assert "padding          circular   *" in said
     assert "computes it" in said
-    assert "triton does not: filters=" in said
+    assert "triton does not: " in said
+    NeuralCA(12, 96, rule=Rule(hidden=(96,), clamp=(-1, 1))).save(tmp_path)
+    assert main(["info", str(tmp_path)]) == 0
+    assert "triton does not: clamp=(-1.0, 1.0)" in capsys.readouterr().out
 
 
 def test_a_run_writes_its_rule_and_trains_the_same_again(tmp_path, capsys):

@@ -15,7 +15,7 @@ from tests.kernels.conftest import INTERPRETED
 from tests.kernels.helpers import FIRST_STEP, SEED, Case, make_problem, run_kernels
 
 CALLERS = {"state_ptr", "grad_ptr", "w1_ptr", "b1_ptr", "w2_ptr", "b2_ptr", "seed_ptr", "steps_ptr"}
-RESULTS = {("_finish_forward_kernel", "state_ptr")}  # the package allocates them
+RESULTS = {("_end_forward_kernel", "state_ptr")}  # the package allocates them
 
 
 def kernels() -> dict[str, Any]:

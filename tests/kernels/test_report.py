@@ -55,7 +55,7 @@ else:
         "fp16-c16-h64": 24,
         "fp16-c32-h128": 88,
         "fp16-c32-h128-eval": 96,
-        "fp16-c32-h128-texture": 16,
+        "fp16-c32-h128-texture": 32,
     }
 
 

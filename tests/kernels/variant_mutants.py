@@ -41,8 +41,8 @@ VARIANT_MUTANTS = {
     "flags wrap to the wrong columns on the right": Mutant(
         "flags.py",
         "E7",
-        "<< tl.minimum(OWN + $rest, 24)",
-        "<< tl.minimum(OWN + $rest + 1, 24)",
+        "<< tl.minimum($rest + OWN, 24)",
+        "<< tl.minimum($rest + OWN + 1, 24)",
         "_wrap",
     ),
     "flags wrap to the wrong columns on the left": Mutant(
