@@ -35,7 +35,7 @@ FLOORS = [
     ["fastnca.module"],
     ["fastnca.pictures", "fastnca.memory"],
     ["fastnca.training"],
-    ["fastnca.report"],
+    ["fastnca.report", "fastnca.exporting", "fastnca.importing"],
     ["fastnca.commands", "fastnca"],
     ["fastnca.__main__"],
 ]
