@@ -17,6 +17,7 @@ import zipfile
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +48,7 @@ def read_keras(data: bytes) -> dict[str, Tensor]:
         `[out, in, kh, kw]`; of depthwise ones `(kh, kw, C, K)` as `[C*K, 1, kh, kw]`, filter k of
         channel c being `c*K + k`; of dense layers `(in, out)` as `[out, in]`; others as they are.
         A kernel larger than 1x1 is a depthwise one where its path or the length of its bias says
-        so and, without either, where K is less than C.
+        so and, where neither says anything, if K is less than C.
 
     Raises:
         ImportError: there is no `h5py`.
@@ -75,7 +76,7 @@ def _unpack(data: bytes) -> bytes:
     """Return the HDF5 file: `data`, or what lies in it if it is a `.keras` archive."""
     limit = MAX_BYTES + _REST
     if len(data) > limit:
-        raise _FaultError(f"the file has {len(data)} bytes, at most {limit} are read")
+        raise _FaultError(f"it has {len(data)} bytes, at most {limit} are read")
     if not data.startswith(b"PK"):
         return data
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -150,7 +151,9 @@ def _check_dataset(h5py: ModuleType, place: str, dataset: Any) -> int:
         )
     if dataset.shape is None or len(dataset.shape) > _MAX_RANK:
         raise _FaultError(f"{_quote(place)} has no shape of at most {_MAX_RANK} sides")
-    count = math.prod(dataset.shape)
+    if dataset.dtype.itemsize > 8:
+        raise _FaultError(f"{_quote(place)} holds numbers of more than 64 bits")
+    count: int = math.prod(dataset.shape)
     stored = dataset.id.get_storage_size()
     if stored != count * dataset.dtype.itemsize:
         raise _FaultError(f"{_quote(place)} has {stored} bytes where its shape has another number")
@@ -159,11 +162,8 @@ def _check_dataset(h5py: ModuleType, place: str, dataset: Any) -> int:
 
 def _read(dataset: Any) -> Tensor:
     """Return the numbers of a checked dataset as float32."""
-    values = dataset[()]
-    if values.dtype.itemsize > 8:
-        raise _FaultError(f"{_quote(dataset.name)} holds numbers of more than 64 bits")
-    native = values.astype(values.dtype.newbyteorder("="))
-    return torch.as_tensor(native).to(torch.float32)
+    values = np.asarray(dataset[()])
+    return torch.from_numpy(values.astype(values.dtype.newbyteorder("="))).to(torch.float32)
 
 
 def _arrange(name: str, found: dict[str, Tensor]) -> Tensor:
@@ -183,6 +183,8 @@ def _is_depthwise(name: str, found: dict[str, Tensor]) -> bool:
     """Tell whether a kernel `(kh, kw, C, K)` has filters of single channels."""
     if "depthwise" in name.lower() or "separable" in name.lower():
         return True
+    if any(_order(part)[0][2] == "conv2d" for part in name.split("/")):
+        return False
     inputs, outputs = found[name].shape[2:]
     layer = name.rpartition("/")[0]
     biases = [

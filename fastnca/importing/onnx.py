@@ -99,9 +99,7 @@ class _Tensors:
             raise _FaultError("it holds no floating-point tensors")
         for name, uses in self.turned.items():
             if len(uses) > 1:
-                raise _FaultError(
-                    f"tensor {_quote(name)} is multiplied both as it is and transposed"
-                )
+                raise _FaultError(f"tensor {_quote(name)} is multiplied as it is and transposed")
             if True in uses:
                 self.found[name] = self.found[name].T.contiguous()
         return self.found
@@ -253,8 +251,6 @@ def _count_fields(data: memoryview, kind: Any, depth: int = 0, found: int = 0) -
     position, fields = 0, kind.fields_by_number
     while position < len(data):
         found += 1
-        if found > _MAX_FIELDS:
-            raise _FaultError(f"it has more than {_MAX_FIELDS} parts")
         tag, position = _read_varint(data, position)
         form = tag & 7
         if form == 0:
@@ -274,6 +270,8 @@ def _count_fields(data: memoryview, kind: Any, depth: int = 0, found: int = 0) -
                 found += length >> 4
         else:
             raise _FaultError("it is no ONNX file")
+        if found > _MAX_FIELDS:
+            raise _FaultError(f"it has more than {_MAX_FIELDS} parts")
     return found
 
 
