@@ -334,7 +334,7 @@ def ring(file):
 
 
 def bomb(file):
-    file.create_dataset("zeros", (1 << 13, 1 << 13), "f4", compression="gzip", fillvalue=1)
+    file.create_dataset("zeros", (1 << 13, 1 << 13), "f4", chunks=(64, 64), compression="gzip")
 
 
 def nest(file):
