@@ -6,6 +6,7 @@
 from fastnca import reference, training
 from fastnca.backends import BackendError, use_backend
 from fastnca.images import load_target
+from fastnca.importing import import_model
 from fastnca.life import game_of_life_step
 from fastnca.masks import update_mask
 from fastnca.module import NeuralCA
@@ -31,6 +32,7 @@ __all__ = [
     "create_target_circle",
     "game_of_life_step",
     "get_visible_state",
+    "import_model",
     "load_target",
     "reference",
     "test_regeneration",

@@ -170,6 +170,7 @@ def test_public_names():
         "create_target_circle",
         "game_of_life_step",
         "get_visible_state",
+        "import_model",
         "load_target",
         "reference",
         "test_regeneration",

@@ -73,6 +73,7 @@ def _build_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
 
     _add_train(command("train", "train a model and draw what it learned"))
+    _add_import(command("import", "read a model that others trained, certified by growth"))
     _add_grow(command("grow", "draw a saved model growing from its seed"))
     _add_regenerate(command("regenerate", "draw its recovery from damage"))
     _add_report(command("report", "measure and show a run as one HTML page"))
@@ -134,6 +135,28 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_backend(parser)
     add_rule(parser, _positive)
     add_recipe(parser, _count)
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    from fastnca.commands.import_model import import_model
+
+    parser.set_defaults(run=import_model)
+    kinds = (
+        "Distill or TensorFlow JSON, checkpoint, torch, safetensors, Keras, ONNX, or a zip of it"
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help=kinds)
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="directory of the model (models/NAME)"
+    )
+    parser.add_argument(
+        "--layout",
+        default="auto",
+        help="auto, interleaved, blocks, or blocks:identity,sobel_y,sobel_x (auto)",
+    )
+    parser.add_argument("--model", metavar="NAME", help="of a file with several: name or number")
+    parser.add_argument("--all", action="store_true", help="every model of the file, each in DIR")
+    parser.add_argument("--license", metavar="TEXT", help="note that is saved with the model")
+    parser.add_argument("--force", action="store_true", help="overwrite a model in --out")
 
 
 def _add_grow(parser: argparse.ArgumentParser) -> None:
