@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.published import find
+
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 
 
@@ -36,6 +38,15 @@ def test_denoise(tmp_path, capsys):
         assert picture.size == (8 * (32 * 2 + 1) + 1, 4 * (32 * 2 + 1) + 1)
 
 
+def test_recolour(tmp_path, capsys):
+    model = str(find("distill-growing/ex3_lizard.json"))
+    errors = run("recolour", tmp_path / "new", capsys, model, "--iterations", "2")
+    assert errors.keys() == {"before", "96 steps", "200 steps", "1000 steps"}
+    assert errors["before"][0] > 0.01
+    with Image.open(tmp_path / "new" / "recolour.png") as picture:
+        assert picture.size == (5 * (56 * 3 + 1) + 1, 56 * 3 + 2)
+
+
 @pytest.mark.long
 def test_four_digits_grow_and_stay(tmp_path, capsys):
     errors = run("four_digits", tmp_path, capsys)
@@ -47,3 +58,10 @@ def test_four_digits_grow_and_stay(tmp_path, capsys):
 def test_denoise_beats_the_blur(tmp_path, capsys):
     errors = run("denoise", tmp_path, capsys)
     assert errors["Neural CA"][0] < errors["box blur"][0] / 2
+
+
+@pytest.mark.long
+def test_recolour_changes_the_colour_and_nothing_else(tmp_path, capsys):
+    model = str(find("distill-growing/ex3_lizard.json"))
+    errors = run("recolour", tmp_path, capsys, model)
+    assert max(errors["200 steps"] + errors["1000 steps"]) < errors["before"][0] / 10

@@ -113,3 +113,69 @@ def test_an_imported_model_is_drawn(lizard, tmp_path):
     heal = ["regenerate", str(lizard), "--grow-steps", "60", "--steps", "20", "--out"]
     assert main([*heal, str(pictures[2])]) == 0
     assert all(picture.stat().st_size > 5000 for picture in pictures)
+
+
+QUICK = [
+    *("--iterations", "2", "--pool-size", "4", "--batch-size", "4"),
+    *("--min-steps", "3", "--max-steps", "5", "--save-interval", "0", "--size", "40"),
+]
+
+
+def test_training_goes_on_from_an_imported_model(lizard, tmp_path, capsys):
+    """Its weights, rule and seed are the first ones; the run needs no other option."""
+    out = tmp_path / "run"
+    words = ["train", "--target", "heart", *QUICK, "--out", str(out), "--init-from", str(lizard)]
+    assert main(words) == 0
+    assert "16 channels, hidden 128" in capsys.readouterr().out
+    first, trained = NeuralCA.load(lizard), NeuralCA.load(out)
+    assert trained.metadata["fill_hidden"] is True
+    assert trained.metadata["target"] == "heart"
+    weights = first.update_net[0].weight, trained.update_net[0].weight
+    assert 0 < (weights[0] - weights[1]).abs().max() < 0.02  # two steps of Adam
+    assert f'init_from = "{lizard}"' in (out / "run.toml").read_text()
+    assert "fill_hidden = true" in (out / "run.toml").read_text()
+    assert main([*words, "--resume"]) == 0
+
+
+def test_a_run_takes_the_size_of_the_model_it_starts_from(tmp_path, capsys):
+    model = NeuralCA(6, 5)
+    model.metadata = {"size": [12, 20]}
+    model.save(tmp_path / "model")
+    words = ["train", *QUICK[:-2], "--out", str(tmp_path / "run"), "--preset", "tutorial"]
+    assert main([*words, "--init-from", str(tmp_path / "model")]) == 0
+    assert "12x20 cells, 6 channels, hidden 5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "match"),
+    [
+        (("--channels", "12"), "--channels 12 is not what"),
+        (("--hidden", "64"), "which is (128,); leave it out"),
+        (("--alive", "none"), "--alive none is not what"),
+    ],
+)
+def test_options_that_the_first_model_does_not_have_are_refused(
+    lizard, tmp_path, capsys, option, match
+):
+    words = ["train", *QUICK, *option, "--out", str(tmp_path / "run")]
+    assert main([*words, "--init-from", str(lizard)]) == 1
+    assert match in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_imported_model_is_reported_against_its_own_picture(lizard, tmp_path):
+    page = tmp_path / "lizard.html"
+    words = ["report", str(lizard), "--steps", "20", "100", "--runs", "2", "--out", str(page)]
+    assert main(words) == 0
+    text = page.read_text()
+    for shown in ("its own picture after 200 steps", "CC-BY 4.0", "left half", "Stability"):
+        assert shown in text
+    assert "Pool" not in text
+
+
+def test_an_imported_texture_is_reported(tmp_path):
+    out = tmp_path / "dots"
+    file = str(find("google-textures.json"))
+    assert main(["import", file, "--model", "dots", "--out", str(out)]) == 0
+    assert main(["report", str(out), "--steps", "20", "--runs", "1"]) == 0
+    assert "seamless tiles" in (out / "report.html").read_text()

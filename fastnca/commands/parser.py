@@ -105,6 +105,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="directory of the run (runs/TARGET)")
     parser.add_argument("--force", action="store_true", help="overwrite a run in --out")
     parser.add_argument(
+        "--init-from", type=Path, metavar="MODEL", help="a saved model whose weights come first"
+    )
+    parser.add_argument(
         "--resume",
         nargs="?",
         choices=("yes", "auto"),

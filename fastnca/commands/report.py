@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastnca import __version__
 from fastnca.commands.config_file import read_options
@@ -18,6 +19,7 @@ from fastnca.commands.sections import (
     stability_section,
     texture_sections,
 )
+from fastnca.commands.show import trained_size
 from fastnca.commands.target import make_target
 from fastnca.distributed import shard_bounds
 from fastnca.module import NeuralCA
@@ -31,6 +33,8 @@ from fastnca.report import (
     measure_texture,
     write_page,
 )
+from fastnca.report.measure import advance
+from fastnca.states import get_visible_state
 from fastnca.storage.atomic import write_atomically
 from fastnca.storage.bundle import FileFormatError, read_field, read_size
 from fastnca.storage.checkpoints import MANIFEST, newest_intact
@@ -38,6 +42,7 @@ from fastnca.storage.tensors import read_rows
 from fastnca.storage.training_state import shard_name
 
 _MAX_COUNT = 2**53
+_OWN_STEPS = 200
 _NEEDED = {
     "target": str,
     "size": int | list,
@@ -50,15 +55,20 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 def report(arguments: Namespace) -> int:
     """Measure a run and write the page."""
     run: Path = arguments.run_directory
-    options = _read_options(run)
+    trained = (run / "run.toml").is_file() or not (run / "config.json").is_file()
+    options = _read_options(run) if trained else {}
     out: Path = arguments.out or run / "report.html"
     if not out.parent.is_dir() or out.is_dir():
         raise ValueError(f"{out}: no file can be written there")
     model = NeuralCA.load(_model_path(run), backend=arguments.backend)
+    options = options or _describe(model)
     texture, size = options.get("loss") == "texture", options["size"]
-    where = options.get("target_size") or size, options.get("target_padding")
-    target = make_target(options["target"], *where, "cpu", texture)
-    target = target.to(next(model.parameters()).dtype)
+    if trained:
+        where = options.get("target_size") or size, options.get("target_padding")
+        target = make_target(options["target"], *where, "cpu", texture)
+        target = target.to(next(model.parameters()).dtype)
+    else:
+        target = _own_picture(model, size, options["update_rate"])
     print(f"measuring {max(arguments.steps)} steps of {arguments.runs} rollouts ...", flush=True)
     measured = {"runs": arguments.runs, "update_rate": options["update_rate"]}
     if texture:
@@ -74,9 +84,10 @@ def report(arguments: Namespace) -> int:
             regeneration_section(model, recovery, arguments.runs),
             stability_section(stability, arguments.runs),
         ]
-    label = loss_label(str(options.get("loss", "rgba")))
-    *shown, last = sections
-    sections = [_loss_section(run, label), *shown, _pool_section(run, model), last]
+    if trained:
+        label = loss_label(str(options.get("loss", "rgba")))
+        *shown, last = sections
+        sections = [_loss_section(run, label), *shown, _pool_section(run, model), last]
     page = write_page(f"fastnca: {run.resolve().name}", list(_facts(model, options)), sections)
     write_atomically(out, page.encode())
     print(out)
@@ -102,6 +113,23 @@ def _read_options(run: Path) -> dict[str, Any]:
         raise FileFormatError(path, str(error)) from error
 
 
+def _describe(model: NeuralCA) -> dict[str, Any]:
+    """Return what a run's options would say of a model that has no run, such as an imported one."""
+    facts = model.metadata
+    return {
+        "target": f"its own picture after {_OWN_STEPS} steps",
+        "size": trained_size(model),
+        "update_rate": float(facts.get("update_rate", 0.5)),
+        "loss": "texture" if facts.get("visible") == "texture" else "rgba",
+    }
+
+
+def _own_picture(model: NeuralCA, size: tuple[int, int], update_rate: float) -> Tensor:
+    """Return what a model shows after `_OWN_STEPS` steps, `[1, 4, H, W]`."""
+    state = advance(model, seed_of(model, size), 0, _OWN_STEPS, update_rate)
+    return get_visible_state(visible(model, state))
+
+
 def _model_path(run: Path) -> Path:
     """Return where the model is: in the run, or in its newest checkpoint if it goes on."""
     return run if (run / "config.json").is_file() else newest_intact(run)[0]
@@ -117,6 +145,9 @@ def _facts(model: NeuralCA, options: dict[str, Any]) -> Iterator[tuple[str, str]
         yield "rule", str(model.rule)
     if "iterations" in model.metadata:
         yield "weights", f"those that grew best, after iteration {model.metadata['iterations']}"
+    for name in ("imported_from", "imported_format", "layout", "license"):
+        if name in model.metadata:
+            yield name.replace("_", " "), str(model.metadata[name])
     for name in ("preset", "pool_size", "batch_size", "learning_rate", "seed"):
         if name in options:
             yield name.replace("_", " "), str(options[name])

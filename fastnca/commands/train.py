@@ -14,6 +14,7 @@ from fastnca import __version__
 from fastnca.backends import BackendError
 from fastnca.backends.choose import choose_backend
 from fastnca.commands.config_file import write_config
+from fastnca.commands.initial import load_initial
 from fastnca.commands.recipe import unreached
 from fastnca.commands.result import describe_quality, draw_result, facts, save_result
 from fastnca.commands.rule import chosen_rule, rule_options
@@ -63,6 +64,7 @@ def train(arguments: Namespace) -> int:
     `--resume` continues from lie beside it.
     """
     writer = find_writer() if arguments.tensorboard else None
+    initial = load_initial(arguments)
     choose_family(arguments)
     processes = Processes.init(torch.device(arguments.device), arguments.timeout)
     config = _config(arguments)
@@ -70,7 +72,7 @@ def train(arguments: Namespace) -> int:
     where = arguments.target_padding, arguments.device
     target = make_target(arguments.target, arguments.target_size or arguments.size, *where, texture)
     out: Path = arguments.out or Path("runs") / Path(arguments.target).stem
-    model = _model(arguments, config)
+    model = _model(arguments, config, initial)
     with processes.all_or_none():
         if processes.is_main:
             _check_free(out, arguments)
@@ -226,12 +228,14 @@ def _check_free(out: Path, arguments: Namespace) -> None:
         )
 
 
-def _model(arguments: Namespace, config: TrainConfig) -> NeuralCA:
-    """Make the model; the run's seed fixes its first weights too."""
+def _model(arguments: Namespace, config: TrainConfig, initial: NeuralCA | None) -> NeuralCA:
+    """Return the model that a run begins with; its seed fixes the first weights of a new one."""
     if config.seed is not None:
         torch.manual_seed(config.seed)
-    channels, rule = chosen_rule(arguments)
-    model = NeuralCA(channels, rule=rule, backend=arguments.backend)
+    model = initial
+    if model is None:
+        channels, rule = chosen_rule(arguments)
+        model = NeuralCA(channels, rule=rule, backend=arguments.backend)
     describe_model(model)  # refuses what could not be saved, before anything is overwritten
     return model.to(arguments.device)
 
