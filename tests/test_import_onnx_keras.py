@@ -344,11 +344,11 @@ def nest(file):
 
 
 BAD_KERAS = {
-    "empty": (lambda: b"", "not a Keras file"),
-    "text": (lambda: b"not a model at all", "not a Keras file"),
+    "empty": (lambda: b"", "no HDF5 file"),
+    "text": (lambda: b"not a model at all", "no HDF5 file"),
     "no floats": (lambda: hdf5({"a": np.arange(3)}), "no floating-point variables"),
     "no inner file": (lambda: archive(b"", "other.h5"), r"without model\.weights\.h5"),
-    "a bad inner file": (lambda: archive(b"oh no"), "not a Keras file"),
+    "a bad inner file": (lambda: archive(b"oh no"), "no HDF5 file"),
     "a zip bomb": (
         lambda: archive(bytes(80 << 20), compression=zipfile.ZIP_DEFLATED),
         "has more than",

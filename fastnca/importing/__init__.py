@@ -4,7 +4,7 @@ files.py         which format a file has, archives
 json_files.py    Distill's 8-bit JSON, TensorFlow graphs, texture JSON
 tensorflow.py    checkpoints: index and shards
 torch_files.py   torch.save and safetensors, state dicts and modules, without running their code
-keras.py         Keras 2 and 3 HDF5 (extra "keras")
+keras.py         Keras 2 and 3 (extra "keras"); hdf5.py reads in a process of its own
 onnx.py          ONNX (extra "onnx")
 network.py       the update network among the tensors of a file
 layouts.py       in which order the first layer's columns may be

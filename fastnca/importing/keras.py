@@ -6,34 +6,29 @@ Where the variables of a layer lie:
     Keras 2, a whole model                          model_weights/conv2d/conv2d/kernel:0, bias:0
     Keras 2, weights alone                                        conv2d/conv2d/kernel:0, bias:0
 
-The file is data that somebody else made: nothing in it is run, and no other file is opened. Only
-hard links to plain datasets are followed. Datasets in chunks, which Keras does not write, are
-refused: only they can be compressed, so that a few bytes become gigabytes.
+The file is data that somebody else made: nothing in it is run, no other file is opened, and the
+HDF5 library reads it in a process of its own, see `fastnca.importing.hdf5`.
 """
 
+import importlib.util
 import io
+import json
 import math
+import os
+import subprocess
+import sys
 import zipfile
-from types import ModuleType
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-MAX_BYTES = 1 << 26
-"""The most bytes of all variables together, as float32."""
+from fastnca.importing import hdf5
+from fastnca.importing.hdf5 import MAX_BYTES, FaultError
 
 _REST = 1 << 22  # bytes of a file beside its variables
-_MAX_OBJECTS = 10_000
-_MAX_DEPTH = 32
-_MAX_RANK = 8
 _INNER = "model.weights.h5"
 _OPTIMIZERS = ("optimizer", "optimizer_weights")  # their variables have the shapes of kernels
-
-
-class _FaultError(ValueError):
-    """What is wrong with a file, in a sentence."""
+_SECONDS = 60
 
 
 def read_keras(data: bytes) -> dict[str, Tensor]:
@@ -55,115 +50,77 @@ def read_keras(data: bytes) -> dict[str, Tensor]:
         ValueError: it is no such file, is damaged, refers to other files, has more than 64 MiB of
             variables, or none.
     """
+    if importlib.util.find_spec("h5py") is None:
+        raise ImportError("Keras files need h5py: pip install fastnca[keras]")
     try:
-        import h5py
-    except ImportError as error:
-        raise ImportError(f"Keras files need h5py: pip install fastnca[keras] ({error})") from error
-    try:
-        content = _unpack(data)
-        with h5py.File(io.BytesIO(content), "r") as file:
-            found = _collect(h5py, file)
+        found = _read_apart(_unpack(data))
         if not found:
-            raise _FaultError("it holds no floating-point variables")
-        return {name: _arrange(name, found) for name in sorted(found, key=_order)}
-    except _FaultError as error:
+            raise FaultError("it holds no floating-point variables")
+    except FaultError as error:
         raise ValueError(f"cannot read the Keras file: {error}") from None
-    except Exception as error:  # of h5py, HDF5, zipfile and zlib
-        raise ValueError(f"not a Keras file, or a damaged one ({type(error).__name__})") from error
+    return {name: _arrange(name, found) for name in sorted(found, key=_order)}
 
 
 def _unpack(data: bytes) -> bytes:
     """Return the HDF5 file: `data`, or what lies in it if it is a `.keras` archive."""
     limit = MAX_BYTES + _REST
     if len(data) > limit:
-        raise _FaultError(f"it has {len(data)} bytes, at most {limit} are read")
+        raise FaultError(f"it has {len(data)} bytes, at most {limit} are read")
     if not data.startswith(b"PK"):
         return data
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if _INNER not in archive.namelist():
-            raise _FaultError(f"it is an archive without {_INNER}, which Keras 3 writes")
-        with archive.open(_INNER) as file:
-            content = file.read(limit + 1)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if _INNER not in archive.namelist():
+                raise FaultError(f"it is an archive without {_INNER}, which Keras 3 writes")
+            with archive.open(_INNER) as file:
+                content = file.read(limit + 1)
+    except FaultError:
+        raise
+    except Exception as error:  # of zipfile and of what decompresses
+        raise FaultError(f"it is a damaged archive ({type(error).__name__})") from error
     if len(content) > limit:
-        raise _FaultError(f"{_INNER} has more than {limit} bytes")
+        raise FaultError(f"{_INNER} has more than {limit} bytes")
     return content
 
 
-def _collect(h5py: ModuleType, file: Any) -> dict[str, Tensor]:
-    """Return the variables of an HDF5 file as they lie in it."""
-    found: dict[str, Tensor] = {}
-    seen: set[object] = set()
-    left = MAX_BYTES
-    waiting = [("", file)]
-    links = 0
-    while waiting:
-        path, group = waiting.pop()
-        if path.count("/") >= _MAX_DEPTH:
-            raise _FaultError(f"its groups lie more than {_MAX_DEPTH} deep")
-        for name in _names(h5py, group):
-            links += 1
-            if links > _MAX_OBJECTS:
-                raise _FaultError(f"it has more than {_MAX_OBJECTS} groups and variables")
-            place = f"{path}/{name}".lstrip("/")
-            if place in _OPTIMIZERS:
-                continue
-            child = group[name]
-            info = h5py.h5o.get_info(child.id)
-            if (key := (info.fileno, info.addr)) in seen:
-                raise _FaultError(f"{_quote(place)} is there under a second name")
-            seen.add(key)
-            if isinstance(child, h5py.Group):
-                waiting.append((place, child))
-            elif isinstance(child, h5py.Dataset) and child.dtype.kind == "f":
-                left -= 4 * _check_dataset(h5py, place, child)
-                if left < 0:
-                    raise _FaultError(f"its variables take more than {MAX_BYTES >> 20} MiB")
-                found[place] = _read(child)
-    return found
-
-
-def _names(h5py: ModuleType, group: Any) -> list[str]:
-    """Return the names in a group, whose links are all hard ones."""
-    count = len(group)
-    if count > _MAX_OBJECTS:
-        raise _FaultError(f"it has more than {_MAX_OBJECTS} groups and variables")
-    names = []
-    for name in group:
-        if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
-            raise _FaultError(f"{_quote(name)} is a link to elsewhere, which is not followed")
-        names.append(name)
-    return names
-
-
-def _check_dataset(h5py: ModuleType, place: str, dataset: Any) -> int:
-    """Return how many numbers a dataset has, all of which lie in the file.
+def _read_apart(data: bytes) -> dict[str, Tensor]:
+    """Return the variables of an HDF5 file as they lie in it, read in another process.
 
     Raises:
-        ValueError: they lie elsewhere, are compressed, or have no shape.
+        FaultError: the file cannot be read, or the other process crashed, or did not end.
+        ImportError: the other process finds no `h5py` that works.
     """
-    made = dataset.id.get_create_plist()
-    if made.get_external_count() or made.get_layout() == h5py.h5d.VIRTUAL:
-        raise _FaultError(f"{_quote(place)} lies in another file, which is not read")
-    if made.get_layout() not in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT) or made.get_nfilters():
-        raise _FaultError(
-            f"{_quote(place)} is in chunks or compressed, which Keras does not write; "
-            "h5repack -f NONE -l CONTI makes it plain"
-        )
-    if dataset.shape is None or len(dataset.shape) > _MAX_RANK:
-        raise _FaultError(f"{_quote(place)} has no shape of at most {_MAX_RANK} sides")
-    if dataset.dtype.itemsize > 8:
-        raise _FaultError(f"{_quote(place)} holds numbers of more than 64 bits")
-    count: int = math.prod(dataset.shape)
-    stored = dataset.id.get_storage_size()
-    if stored != count * dataset.dtype.itemsize:
-        raise _FaultError(f"{_quote(place)} has {stored} bytes where its shape has another number")
-    return count
+    command = [sys.executable, "-P", hdf5.__file__, *_OPTIMIZERS]
+    alone = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(command, input=data, capture_output=True, timeout=_SECONDS, env=alone)
+    except subprocess.TimeoutExpired:
+        raise FaultError(f"HDF5 was still reading it after {_SECONDS} seconds") from None
+    if done.returncode < 0:
+        raise FaultError(f"it is damaged so that HDF5 crashed (signal {-done.returncode})")
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        if "ImportError" in said or "ModuleNotFoundError" in said:
+            raise ImportError(f"Keras files need h5py: pip install fastnca[keras] ({said})")
+        raise FaultError(f"HDF5 failed on it ({said[:200]})")
+    return _parse_answer(done.stdout)
 
 
-def _read(dataset: Any) -> Tensor:
-    """Return the numbers of a checked dataset as float32."""
-    values = np.asarray(dataset[()])
-    return torch.from_numpy(values.astype(values.dtype.newbyteorder("="))).to(torch.float32)
+def _parse_answer(answer: bytes) -> dict[str, Tensor]:
+    """Return what the other process wrote, which a damaged file may have made into anything."""
+    line, _, numbers = answer.partition(b"\n")
+    try:
+        said = json.loads(line)
+        if "fault" in said:
+            raise FaultError(said["fault"])
+        values = torch.frombuffer(bytearray(numbers + bytes(4)), dtype=torch.float32)[:-1]
+        parts = values.split([math.prod(shape) for shape in said["shapes"].values()])
+        named = zip(said["shapes"].items(), parts, strict=True)
+        return {name: part.reshape(shape).clone() for (name, shape), part in named}
+    except FaultError:
+        raise
+    except Exception as error:
+        raise FaultError(f"HDF5 failed on it ({type(error).__name__})") from error
 
 
 def _arrange(name: str, found: dict[str, Tensor]) -> Tensor:
@@ -209,8 +166,3 @@ def _order(name: str) -> list[tuple[int, int, str]]:
         else:
             key += [(1, 0, part), (0, 0, "")]
     return key
-
-
-def _quote(name: str) -> str:
-    """Return the beginning of a name of the file, as a message shows it."""
-    return repr(str(name)[:60])
