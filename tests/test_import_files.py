@@ -420,6 +420,7 @@ def test_our_own_files_are_imported_with_the_tutorials_seed(tmp_path):
     assert certificate.chosen.fits
     loaded = import_model(path)
     assert loaded.rule.hidden == (6,)
+    assert "fill_hidden" not in loaded.metadata
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
 

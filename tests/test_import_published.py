@@ -119,7 +119,7 @@ def permuted(network, seed):
         network.biases,
         network.source,
         layout=network.layout,
-        family=network.family,
+        families=network.families,
     )
 
 

@@ -138,18 +138,17 @@ class Certificate:
         return f"{layout}; the next best of {len(self.others)} others, {best.layout}: {best}"
 
 
-def certify(network: Network, layout: str = "auto", family: str = "") -> Certificate:
+def certify(network: Network, layout: str = "auto") -> Certificate:
     """Grow a model under every layout in question, and choose the one that lives.
 
     Args:
         network: the layers of a file.
         layout: "auto", or one that `parse_layout` reads, which must live.
-        family: name of a family that the model must belong to; empty to try those that can be.
 
     Raises:
         NoModelError: no layout lives, or several do.
     """
-    families = _families(network, family)
+    families = _families(network)
     if layout == "auto":
         layouts = list(layouts_to_try(network))
     else:
@@ -186,13 +185,12 @@ def _badness(trial: Trial) -> float:
     return largest if largest > _LARGEST else trial.overflow
 
 
-def _families(network: Network, name: str) -> list[Family]:
-    if name or network.family:
-        return [FAMILIES[name or network.family]]
-    names = ["growing", "growing, alpha alone"]
+def _families(network: Network) -> list[Family]:
+    """Return what a network may be, the likeliest first."""
+    names: tuple[str, ...] = ("growing", "growing, alpha alone")
     if network.filters == 4:
-        names = ["texture", "texture, limited", *names]
-    return [FAMILIES[each] for each in names]
+        names = ("texture", "texture, limited", *names)
+    return [FAMILIES[name] for name in network.families or names]
 
 
 def try_layout(network: Network, layout: Layout, family: Family) -> Trial:

@@ -120,7 +120,7 @@ def _read_distill(layers: list[Any]) -> Network:
     for one, other in pairwise(weights):
         if len(one) != other.shape[1]:
             raise NoModelError("the layers do not follow each other")
-    return Network(weights, biases, "Distill 8-bit JSON", layout="blocks", family="growing")
+    return Network(weights, biases, "Distill 8-bit JSON", layout="blocks", families=("growing",))
 
 
 def _read_graph(topology: object) -> Network:
@@ -136,7 +136,9 @@ def _read_graph(topology: object) -> Network:
         tensor = _field(value, "tensor", dict)
         if tensor.get("dtype") == "DT_FLOAT" and "tensorContent" in tensor:
             tensors[name] = _constant(tensor)
-    return find_network(tensors, "TensorFlow graph JSON", layout="interleaved", family="growing")
+    return find_network(
+        tensors, "TensorFlow graph JSON", layout="interleaved", families=("growing",)
+    )
 
 
 def _constant(tensor: Mapping[str, Any]) -> Tensor:
@@ -181,7 +183,7 @@ def _read_textures(content: Mapping[str, Any]) -> dict[str, Network]:
             [layer[-1].contiguous() for layer in values],
             "texture JSON",
             layout="blocks",
-            family="texture, limited",
+            families=("texture, limited",),
         )
     return networks
 

@@ -15,6 +15,8 @@ from fastnca.filters import FILTERS
 MAX_CHANNELS = 1024
 MAX_HIDDEN = 8192
 MAX_LAYERS = 9
+MAX_WEIGHTS = 1 << 20
+"""A model is grown under every layout in question, which must not take hours."""
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COUNTERS = ("n_averaged", "num_batches_tracked")
@@ -35,7 +37,8 @@ class Network:
         taps: `[C, K, 3, 3]` float32, the filters of every channel, if the file has them.
         layout: the layout that the authors' programs use, as `parse_layout` reads it; empty if
             nobody says.
-        family: name of the family of rules that the format belongs to; empty if it is open.
+        families: what models of such a file may be, the likeliest first, as in
+            `fastnca.importing.growth.FAMILIES`; empty if that is open.
     """
 
     weights: Sequence[Tensor]
@@ -43,7 +46,7 @@ class Network:
     source: str
     taps: Tensor | None = None
     layout: str = ""
-    family: str = ""
+    families: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         widths = [self.weights[0].shape[1], *(weight.shape[0] for weight in self.weights)]
@@ -57,6 +60,8 @@ class Network:
                 f"{self.channels} channels: a rule reads a whole number of filters per channel, "
                 "so the model reads something else, too"
             )
+        if (count := sum(weight.numel() for weight in self.weights)) > MAX_WEIGHTS:
+            raise NoModelError(f"{count:,} weights; at most {MAX_WEIGHTS:,} are grown")
         for tensor in (*self.weights, *(bias for bias in self.biases if bias is not None)):
             if not bool(torch.isfinite(tensor).all()):
                 raise NoModelError("a weight is NaN or infinite")

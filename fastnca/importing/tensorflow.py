@@ -53,7 +53,7 @@ def read_checkpoint(index: bytes, shards: Mapping[int, bytes]) -> Network:
     except (IndexError, ValueError, struct.error) as error:
         raise NoModelError(f"a damaged index of a TensorFlow checkpoint ({error})") from error
     return find_network(
-        _forward(tensors), "TensorFlow checkpoint", layout="interleaved", family="growing"
+        _forward(tensors), "TensorFlow checkpoint", layout="interleaved", families=("growing",)
     )
 
 
@@ -79,7 +79,7 @@ def read_shard(data: bytes) -> Network:
         [bias.clone(), last_bias.clone()],
         "TensorFlow checkpoint",
         layout="interleaved",
-        family="growing",
+        families=("growing",),
     )
 
 

@@ -137,15 +137,16 @@ def _recognise(tensors: dict[str, Tensor]) -> Network:
     """Find the network, with what is known of the programs whose entries have such names."""
     tensors = _strip_prefix(tensors)
     names = set(tensors)
-    layout, family = "", ""
+    layout, families = "", tuple[str, ...]()
     if names == {"fc0.weight", "fc0.bias", "fc1.weight"}:
         layout = "blocks:identity,sobel_y,sobel_x"  # these programs exchange height and width
     elif names == {"w1.weight", "w1.bias", "w2.weight"} and len(tensors["w2.weight"]) == 12:
         layout = "interleaved:identity,8*sobel_x,8*sobel_y,8*laplacian"  # not divided by 8
-        family = "texture"
+        families = ("texture",)
     elif "perception.filters" in names:
         layout = "interleaved"
-    return find_network(tensors, "torch file", layout=layout, family=family)
+        families = ("growing, alpha alone", "growing")  # the tutorial's class, and its seed
+    return find_network(tensors, "torch file", layout=layout, families=families)
 
 
 def _strip_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -73,7 +73,8 @@ def _find_model(path: Path, loaded: object) -> tuple[dict[Any, Any], str]:
         raise FileFormatError(
             path,
             f"no '{LAST_WEIGHT}' of a NeuralCA among its entries {_quote(loaded)}; save the "
-            f"model's weights with {_CURE}",
+            f"model's weights with {_CURE}, or read a model of another program with "
+            "`fastnca import`",
         )
     if len(found) > 1:
         raise FileFormatError(
