@@ -14,8 +14,8 @@ from fastnca.backends import ENVIRONMENT_VARIABLE, requested_backend
 from fastnca.backends.cpp.build import DIRECTORY, SWITCH, cpp_library, cpp_reasons
 from fastnca.backends.triton_fused import fused_reasons
 from fastnca.commands.rule import describe_rule
-from fastnca.commands.show import DEFAULT_SIZE, trained_size
 from fastnca.module import NeuralCA
+from fastnca.pictures.render import DEFAULT_SIZE, trained_size
 from fastnca.recognition import parameters_of
 from fastnca.states import NUM_CHANNELS
 

@@ -20,18 +20,14 @@ from fastnca.pictures import (
     visualize_growth,
     visualize_regeneration,
 )
-from fastnca.pictures.render import Pixels, inputs_of, seed_of, visible
+from fastnca.pictures.render import Pixels, inputs_of, seed_of, trained_size, visible
 from fastnca.states import Size, clear_cells, disc, height_and_width, middle_square, rectangle
 from fastnca.storage.atomic import write_atomically
-from fastnca.storage.bundle import read_size
 
 GIF_EVERY = 4  # steps from frame to frame
 GROW_STEPS = 480
 """Steps of a rollout in pictures: many more than in training, so that it shows what a pattern
 becomes and whether it stays that."""
-
-DEFAULT_SIZE = 64, 64
-"""Height and width in cells of the grid for a model that does not say its own."""
 
 LIFE_PATTERNS = {
     "glider": (".#.", "..#", "###"),
@@ -121,15 +117,6 @@ def _frames(model: NeuralCA, states: Iterator[Tensor]) -> Iterator[Pixels]:
             yield to_pixels(visible(model, state))
     if step % GIF_EVERY:
         yield to_pixels(visible(model, last))
-
-
-def trained_size(model: NeuralCA) -> tuple[int, int]:
-    """Return height and width of the grid that a model says it was trained on.
-
-    Raises:
-        ValueError: it says something else.
-    """
-    return read_size(model.metadata) if "size" in model.metadata else DEFAULT_SIZE
 
 
 def _load(arguments: Namespace) -> tuple[NeuralCA, Size]:

@@ -10,8 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastnca.states import Size, get_visible_state, make_seed_state, texture_rgba
+from fastnca.storage.bundle import read_size
 
 Pixels = NDArray[np.uint8]
+
+DEFAULT_SIZE = 64, 64
+"""Height and width in cells of the grid for a model that does not say its own."""
 
 
 def to_pixels(state: Tensor) -> Pixels:
@@ -52,6 +56,16 @@ def seed_of(model: nn.Module, size: Size) -> Tensor:
         fill_hidden=bool(facts.get("fill_hidden", False)),
         inputs=inputs_of(model),
     )
+
+
+def trained_size(model: nn.Module) -> tuple[int, int]:
+    """Return height and width of the grid that a model says it was trained on.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    facts: dict[str, Any] = getattr(model, "metadata", {})
+    return read_size(facts) if "size" in facts else DEFAULT_SIZE
 
 
 def inputs_of(model: nn.Module) -> int:
