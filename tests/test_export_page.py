@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import re
 from html.parser import HTMLParser
 from importlib.resources import files
 

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CPP = (".cpp", ".h")
+ASSETS = (".css", ".html", ".js")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,10 @@ def test_everything_of_the_package_is_inside(wheel):
     assert len(sources) > 5
     for path in sources:
         assert f"fastnca/{path.relative_to(ROOT)}" in names
+    assets = [path for path in (ROOT / "fastnca" / "exporting").iterdir() if path.suffix in ASSETS]
+    assert {path.suffix for path in assets} == set(ASSETS)
+    for path in assets:
+        assert str(path.relative_to(ROOT)) in names
     assert "fastnca/py.typed" in names
 
 

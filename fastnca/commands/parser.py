@@ -77,6 +77,8 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_grow(command("grow", "draw a saved model growing from its seed"))
     _add_regenerate(command("regenerate", "draw its recovery from damage"))
     _add_report(command("report", "measure and show a run as one HTML page"))
+    _add_export(command("export", "write a saved model for other programs"))
+    _add_play(command("play", "grow and damage a saved model in the browser"))
     _add_life(command("life", "draw Conway's Game of Life"))
     _add_info(command("info", "print versions, devices and backends, or a model's rule"))
     return parser
@@ -205,6 +207,23 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     _add_backend(parser)
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    from fastnca.commands.export import add_outputs, export
+
+    parser.set_defaults(run=export)
+    _add_saved(parser)
+    add_outputs(parser)
+
+
+def _add_play(parser: argparse.ArgumentParser) -> None:
+    from fastnca.commands.play import play
+
+    parser.set_defaults(run=play)
+    _add_saved(parser)
+    parser.add_argument("--port", type=_port, default=0, help="of this machine (one that is free)")
+    parser.add_argument("--no-browser", action="store_true", help="only print the address")
+
+
 def _add_life(parser: argparse.ArgumentParser) -> None:
     from fastnca.commands.show import LIFE_PATTERNS, life
 
@@ -224,9 +243,13 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def _add_saved(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="directory of a run, or a file with a state dict")
     parser.add_argument("--size", type=_size, help=f"{_CELLS} (as it was trained)")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    _add_saved(parser)
     parser.add_argument(
         "--synchronous",
         action="store_true",
@@ -252,6 +275,10 @@ def _count(text: str) -> int:
 
 def _positive(text: str) -> int:
     return _whole(text, 1)
+
+
+def _port(text: str) -> int:
+    return _whole(text, 0, 2**16 - 1)
 
 
 def _size(text: str) -> Size:
