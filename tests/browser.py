@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
@@ -89,17 +89,27 @@ def run_in_node(html: str, calls: list[dict[str, Any]]) -> list[bytes]:
 
 
 @contextmanager
-def open_chromium(*flags: str) -> Iterator[Any]:
-    """Start a Chromium; skip the test where playwright or Chromium is missing."""
-    reason = "the page is tested in Chromium by playwright, and there is no playwright"
+def start_playwright() -> Iterator[Callable[..., Any]]:
+    """Yield what starts a Chromium with some flags; skip where playwright or Chromium is missing.
+
+    Playwright's synchronous interface can be started once at a time.
+    """
+    reason = "pages are tested in Chromium by playwright, and there is no playwright"
     playwright = pytest.importorskip("playwright.sync_api", reason=reason)
     path = next((found for name in _CHROMIUM if (found := shutil.which(name))), None)
     if path is None:
-        pytest.skip("the page is tested in Chromium, and there is none")
+        pytest.skip("pages are tested in Chromium, and there is none")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=path, args=[*_QUIET, *flags])
-        yield browser
-        browser.close()
+        browsers = []
+
+        def launch(*flags: str) -> Any:
+            args = [*_QUIET, *flags]
+            browsers.append(started.chromium.launch(executable_path=path, args=args))
+            return browsers[-1]
+
+        yield launch
+        for browser in browsers:
+            browser.close()
 
 
 def run_in_browser(page: Any, calls: list[dict[str, Any]]) -> list[bytes]:

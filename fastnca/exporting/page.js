@@ -34,6 +34,7 @@ class Page {
     }
     this.showRunning();
     new ResizeObserver(() => this.fit()).observe(find("stage"));
+    addEventListener("resize", () => this.fit());
     requestAnimationFrame((now) => this.frame(now));
   }
 
@@ -77,7 +78,7 @@ class Page {
   }
 
   /** Starts to compute on a path, and goes on from the state there is, if it fits. */
-  open(path, reason = "this browser has it, with float textures") {
+  open(path, reason = "this browser offers it with float textures") {
     const before = this.automaton;
     const sizes = [this.model, this.height, this.width, this.model.seed];
     let planes = null;
@@ -140,6 +141,7 @@ class Page {
     const cell = (pixels >= 4 ? Math.floor(pixels) : pixels) / devicePixelRatio;
     this.canvas.style.width = `${cell * this.width}px`;
     this.canvas.style.height = `${cell * this.height}px`;
+    find("automaton").style.setProperty("--picture", this.canvas.style.width);
     this.painting.showRing();
   }
 
@@ -233,6 +235,7 @@ class Page {
       this.automaton.draw(this.context);
       this.changed = false;
       this.uncounted = true;
+      this.canvas.setAttribute("aria-busy", "true"); // until its text is that of what it shows
     }
     if (now - this.last.readout >= READOUT_EVERY) this.measure(now);
   }
@@ -258,8 +261,9 @@ class Page {
     this.uncounted = false;
     this.busy = true;
     const rgba = await automaton.readVisible();
-    if (number !== this.counting) return false;
+    if (number !== this.counting) return false; // another count has begun
     this.busy = false;
+    if (automaton !== this.automaton) return false; // the cells of another are still to be counted
     this.counted = { step, cells: countCells(this.model, rgba, this.table) };
     find("steps").textContent = format(step);
     find("count").textContent = format(this.counted.cells);
@@ -272,6 +276,7 @@ class Page {
     const grid = `${this.height} by ${this.width}`;
     const text = `Step ${format(this.counted.step)}, ${cells} on a grid of ${grid}`;
     this.canvas.setAttribute("aria-label", text);
+    this.canvas.setAttribute("aria-busy", String(this.changed || this.uncounted));
     return text;
   }
 
