@@ -23,7 +23,8 @@ from fastnca.exporting import export_html
 from fastnca.exporting.page import SCRIPTS
 from fastnca.masks import update_mask
 from fastnca.pictures.render import seed_of, trained_size
-from fastnca.rule import Rule
+from fastnca.rule import RULES, Rule
+from fastnca.states import clear_cells
 from tests.helpers import load_grown
 from tests.published import read_growing, read_texture
 from tests.rule_cases import VALUES, Case
@@ -72,20 +73,29 @@ def read_facts(html: str) -> dict[str, Any]:
     return facts
 
 
+def scripts_without_page() -> str:
+    """Return the scripts of a page but those that need its elements."""
+    names = SCRIPTS[: SCRIPTS.index("api.js") + 1]
+    return "\n".join((files("fastnca.exporting") / name).read_text() for name in names)
+
+
+def make_api(html: str) -> str:
+    """Return the JavaScript that makes `fastnca` of the model in a page."""
+    return f"makeApi(decodeModel({json.dumps(json.dumps(read_facts(html)))}))"
+
+
+def evaluate_in_node(expression: str) -> Any:
+    """Evaluate an expression in node, with the scripts of a page but without a page."""
+    program = f"{scripts_without_page()}\n{ENCODE}\nconsole.log(JSON.stringify({expression}));"
+    command = ["node", "-"]
+    done = subprocess.run(command, input=program, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
 def run_in_node(html: str, calls: list[dict[str, Any]]) -> list[bytes]:
-    """Call `window.fastnca` of a page in node, without a page, and return the results' bytes."""
-    scripts = [(files("fastnca.exporting") / name).read_text() for name in SCRIPTS]
-    before = [text for name, text in zip(SCRIPTS, scripts, strict=True) if name != "page.js"]
-    program = "\n".join(
-        [
-            *before,
-            f"const fastnca = makeApi(decodeModel({json.dumps(json.dumps(read_facts(html)))}));",
-            ENCODE,
-            f"console.log(JSON.stringify({json.dumps(calls)}.map(compute)));",
-        ]
-    )
-    done = subprocess.run(["node", "-"], input=program, capture_output=True, text=True, check=True)
-    return [base64.b64decode(text) for text in json.loads(done.stdout)]
+    """Call `window.fastnca` of a page in node, and return the results' bytes."""
+    body = f"globalThis.fastnca = {make_api(html)}; return {json.dumps(calls)}.map(compute);"
+    return [base64.b64decode(text) for text in evaluate_in_node(f"(() => {{ {body} }})()")]
 
 
 @contextmanager
@@ -112,9 +122,16 @@ def start_playwright() -> Iterator[Callable[..., Any]]:
             browser.close()
 
 
-def run_in_browser(page: Any, calls: list[dict[str, Any]]) -> list[bytes]:
-    """Call `window.fastnca` of an open page, and return the results' bytes."""
-    answer = page.evaluate(f"(calls) => {{ {ENCODE} return calls.map(compute); }}", calls)
+def run_in_browser(page: Any, calls: list[dict[str, Any]], html: str = "") -> list[bytes]:
+    """Call `window.fastnca` of an open page, and return the results' bytes.
+
+    Args:
+        page: playwright's page.
+        calls: methods and their options.
+        html: an exported page whose model computes instead; `page` has `scripts_without_page`.
+    """
+    model = f"const fastnca = {make_api(html)};" if html else ""
+    answer = page.evaluate(f"(calls) => {{ {model} {ENCODE} return calls.map(compute); }}", calls)
     return [base64.b64decode(text) for text in answer]
 
 
@@ -141,6 +158,19 @@ def small() -> NeuralCA:
     return model
 
 
+def border() -> NeuralCA:
+    """Return a model whose seed dies, while its neighbours live by cells that were dead."""
+    box = ((1.0, 1.0, 1.0),) * 3
+    model = NeuralCA(4, rule=Rule((box,), hidden=(2,))).train().requires_grad_(False)
+    first, _, last = model.update_net
+    first.weight[:, 3, 0, 0] = torch.tensor([-100.0, 1.0])  # of the alpha around a cell
+    first.bias[:] = torch.tensor([0.5, 0.0])
+    last.weight[3, :, 0, 0] = torch.tensor([1.0, -2.0])
+    model.metadata = {"size": [9, 11], "update_rate": 1.0}
+    assert int((model.run_steps(seed_of(model, (9, 11)), 1, 1.0)[0, 3] == -2).sum()) == 8
+    return model
+
+
 def rule_cases() -> list[Case]:
     """Make a case of every value of a rule's fields that the page computes."""
     texture = Rule(("identity", "sobel_x", "laplacian"), alive="none", hidden=(9,))
@@ -157,21 +187,27 @@ def rule_cases() -> list[Case]:
                 rule = Rule(**{**base.to_dict(), field: value})
                 name = f"{base.alive} {field} {place}"
                 cases.append(Case(name, rule, 7 + place + rule.inputs, 500 + len(cases)))
-    return [*cases, Case("two passes", Rule(inputs=2, hidden=(8,)), 37, 600)]
+    bank = RULES["texture"].filters
+    large = Case("four passes", Rule(bank, hidden=(8,)), 64, 600)
+    return [*cases, Case("two passes", Rule(inputs=2, hidden=(8,)), 21, 601), large]
 
 
 def case_model(case: Case) -> NeuralCA:
     """Return the model of a case, float32, in training mode."""
     model = NeuralCA(case.channels, rule=case.rule).train().requires_grad_(False)
     model.load_state_dict(case.weights())
-    model.metadata = {"size": [9, 11]}
+    model.metadata = {"size": [9, 11], "fill_hidden": True}
     return model
 
 
 def case_state(case: Case) -> Tensor:
-    """Return a state of a case: `[1, C, 9, 11]` float32, alive in places, inputs everywhere."""
+    """Return a state of a case: `[1, C, 9, 11]` float32, alive in places, inputs everywhere.
+
+    Every other case has few living cells, so that there are borders of life.
+    """
     draws = torch.Generator().manual_seed(case.number + 1)
-    there = torch.rand(1, 1, 9, 11, generator=draws) < 0.4
+    there = torch.rand(1, 1, 9, 11, generator=draws) < (0.4, 0.03)[case.number % 2]
+    there[..., 4, 5] = True
     state = torch.randn(1, case.channels, 9, 11, generator=draws)
     state[:, : case.channels - case.rule.inputs] *= there
     state[:, 3].abs_()
@@ -180,6 +216,7 @@ def case_state(case: Case) -> Tensor:
 
 CASES = rule_cases()
 CASE_STEPS = 4
+PAINTED = Case("painted", Rule(inputs=2, hidden=(4,), padding="circular"), 9, 700)
 MASKS = [
     # seed, step, rate, height, width
     (7, 0, 0.5, 5, 7),
@@ -232,6 +269,38 @@ def largest_difference(
     expected = model.train().run_steps(state, steps, rate, seed=7)
     assert 0 < expected.abs().max() < 1e3
     return float((to_tensor(found).view_as(expected) - expected).abs().max())
+
+
+def paint_calls(path: str) -> list[dict[str, Any]]:
+    """Return the calls of `fastnca.run` that `check_painted` looks at."""
+    state = case_state(PAINTED).flatten().tolist()
+    start = {"method": "run", "path": path, "state": state}
+    return [
+        {**start, "damage": [4.25, 6.5, 2.75]},
+        {**start, "damage": [-0.4, 10.5, 3]},
+        {**start, "plant": [8, 0]},
+        {**start, "plant": [2, 3], "damage": [2, 3, 0.25]},
+    ]
+
+
+def check_painted(found: list[bytes]) -> None:
+    """Compare what was damaged and planted with what should have been, on a torus."""
+    state = case_state(PAINTED)
+    y, x = torch.meshgrid(torch.arange(9.0), torch.arange(11.0), indexing="ij")
+
+    def clear(row: float, column: float, radius: float) -> Tensor:
+        dy, dx = ((y - row).abs(), (x - column).abs())
+        dy, dx = (torch.minimum(dy, (9 - dy).abs()), torch.minimum(dx, (11 - dx).abs()))
+        return clear_cells(state, dy**2 + dx**2 < radius**2, PAINTED.rule.inputs)
+
+    planted = state.clone()
+    planted[:, : PAINTED.channels - PAINTED.rule.inputs, 8, 0] = 0
+    planted[:, 3 : PAINTED.channels - PAINTED.rule.inputs, 8, 0] = 1
+    damaged = [clear(4.25, 6.5, 2.75), clear(-0.4, 10.5, 3)]
+    assert [int((each != state).any(1).sum()) > 5 for each in damaged] == [True, True]
+    expected = [*damaged, planted, clear(2, 3, 0.25)]
+    for content, wanted in zip(found, expected, strict=True):
+        assert torch.equal(to_tensor(content).view_as(wanted), wanted)
 
 
 def page_of(model: NeuralCA, title: str = "model") -> str:

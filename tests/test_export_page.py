@@ -12,19 +12,25 @@ from fastnca import NeuralCA
 from fastnca.backends.cpp.rules import rule_reasons
 from fastnca.exporting import export_html
 from fastnca.exporting.page import SCRIPTS
+from fastnca.masks import threshold
 from fastnca.rule import Rule
 from tests.browser import (
     CASE_STEPS,
     CASES,
     NODE,
+    PAINTED,
+    border,
     case_model,
     case_state,
     check_masks,
+    check_painted,
     dots,
+    evaluate_in_node,
     largest_difference,
     lizard,
     mask_calls,
     page_of,
+    paint_calls,
     read_facts,
     run_in_node,
     small,
@@ -202,6 +208,14 @@ def test_masks_in_node_are_those_of_python():
 
 
 @NODE
+def test_limits_of_masks_are_rounded_as_python_rounds():
+    halves = [(n + 0.5) / 2**24 for n in (0, 1, 2, 3, 100, 101, 2**23, 2**23 + 1)]
+    rates = [*halves, 0.0, 1.0, 0.1, 0.25, 1 / 3, 0.5, 1 - 2**-25, 2**-25, 5e-324]
+    found = evaluate_in_node(f"{rates}.map(maskLimit)")
+    assert found == [threshold(rate) for rate in rates]
+
+
+@NODE
 @pytest.mark.parametrize("make", [lizard, dots, small])
 def test_grown_models_in_node_are_those_of_python(make):
     model = make()
@@ -212,9 +226,20 @@ def test_grown_models_in_node_are_those_of_python(make):
 
 
 @NODE
+def test_dead_cells_that_a_living_one_sees_are_updated_in_node():
+    (found,) = run_in_node(page_of(border()), [{"method": "run", "steps": 1}])
+    assert largest_difference(border(), found, 1) == 0
+
+
+@NODE
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_rules_in_node_are_those_of_python(case):
     model, state = case_model(case), case_state(case)
     call = {"method": "run", "steps": CASE_STEPS, "state": state.flatten().tolist()}
     (found,) = run_in_node(page_of(model), [call])
     assert largest_difference(model, found, CASE_STEPS, state=state) < 1e-4
+
+
+@NODE
+def test_damage_and_seeds_leave_the_inputs_and_wrap_on_a_torus():
+    check_painted(run_in_node(page_of(case_model(PAINTED)), paint_calls("javascript")))

@@ -76,14 +76,18 @@ function countedCells(model) {
 
 /** Counts cells that are alive; without an alive test those one can see, of a texture the blank. */
 function countCells(model, rgba, table) {
+  const cells = rgba.length / 4;
+  const visible = (cell) => rgba[4 * cell + ALPHA] > model.aliveThreshold;
+  const blank = (cell) => !rgba[4 * cell] && !rgba[4 * cell + 1] && !rgba[4 * cell + 2];
+  const alive = (cell) => {
+    for (let i = 9 * cell; i < 9 * cell + 9; i++) {
+      if (table[i] >= 0 && visible(table[i])) return true;
+    }
+    return false;
+  };
   const tested = model.aliveBefore || model.aliveAfter;
+  const counts = model.texture ? blank : tested ? alive : visible;
   let count = 0;
-  for (let cell = 0; cell < rgba.length / 4; cell++) {
-    const around = tested ? table.subarray(9 * cell, 9 * cell + 9) : [cell];
-    const counts = model.texture
-      ? rgba.subarray(4 * cell, 4 * cell + 3).every((value) => value === 0)
-      : around.some((at) => at >= 0 && rgba[4 * at + ALPHA] > model.aliveThreshold);
-    if (counts) count++;
-  }
+  for (let cell = 0; cell < cells; cell++) if (counts(cell)) count++;
   return count;
 }
