@@ -1,4 +1,4 @@
-"""`fastnca export` writes a page; `fastnca play` serves it to this machine and to nobody else."""
+"""`fastnca play` serves a page to this machine and to nobody else."""
 
 import http.client
 import os
@@ -18,7 +18,6 @@ from fastnca import NeuralCA
 from fastnca.commands import play as command
 from fastnca.commands.parser import main
 from fastnca.commands.play import make_server
-from fastnca.rule import Rule
 from tests.browser import read_facts
 
 PAGE = "<!DOCTYPE html><p>Grüße"
@@ -106,36 +105,6 @@ def test_localhost_is_this_host(port):
 def test_it_listens_to_this_machine_only():
     with make_server(PAGE) as server:
         assert server.server_address[0] == "127.0.0.1"
-
-
-def test_export_writes_the_page(run, tmp_path, capsys):
-    out = tmp_path / "newt.html"
-    assert main(["export", str(run), "--html", str(out), "--size", "16x20"]) == 0
-    assert capsys.readouterr().out == f"{out}: {out.stat().st_size:,} bytes\n"
-    html = out.read_text()
-    assert read_facts(html)["size"] == [16, 20]
-    assert "<title>newt</title>" in html
-    assert main(["export", str(run), "--html", str(out), "--title", "A & B"]) == 0
-    assert "<title>A &amp; B</title>" in out.read_text()
-    assert read_facts(out.read_text())["size"] == [12, 9]
-
-
-def test_export_says_what_is_missing(run, tmp_path, capsys):
-    assert main(["export", str(run)]) == 1
-    assert capsys.readouterr().err == "fastnca: nothing to write; say what with --html FILE\n"
-    assert main(["export", str(run), "--html", str(tmp_path / "no" / "a.html")]) == 1
-    assert "no file can be written there" in capsys.readouterr().err
-    NeuralCA(rule=Rule(activation="tanh")).save(tmp_path / "tanh")
-    assert main(["export", str(tmp_path / "tanh"), "--html", str(tmp_path / "a.html")]) == 1
-    assert "activation='tanh': the page computes relu" in capsys.readouterr().err
-    assert not (tmp_path / "a.html").exists()
-
-
-def test_an_untrained_model_is_written_with_a_sentence(tmp_path, capsys):
-    NeuralCA().save(tmp_path / "new")
-    assert main(["export", str(tmp_path / "new"), "--html", str(tmp_path / "a.html")]) == 0
-    assert "nothing can grow" in capsys.readouterr().err
-    assert (tmp_path / "a.html").exists()
 
 
 @pytest.mark.parametrize("found", [True, False])

@@ -117,7 +117,7 @@ def _words(path: Path, action: argparse.Action, name: str, value: Any) -> list[s
 def _takes_text(action: argparse.Action) -> bool:
     """Tell whether the values of an option are text."""
     kind = getattr(action.type, "__name__", "str")
-    return action.choices is not None or kind in ("str", "Path", "_device", "_filter")
+    return action.choices is not None or kind in ("str", "Path", "as_device", "_filter")
 
 
 def _encode(value: Any) -> str:

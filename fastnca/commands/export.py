@@ -1,12 +1,15 @@
 """`fastnca export`: write a saved model for other programs."""
 
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+from fastnca.commands.show import load_model
 from fastnca.exporting import export_html
+from fastnca.exporting.distill import export_distill, quantisation_loss
+from fastnca.exporting.onnx import export_onnx
 from fastnca.module import NeuralCA
+from fastnca.pictures.render import trained_size
 from fastnca.storage.atomic import write_atomically
 
 Writer = Callable[[NeuralCA, Path, Namespace], bytes]
@@ -19,7 +22,24 @@ def page(model: NeuralCA, out: Path, arguments: Namespace) -> bytes:
     return export_html(model, title=title, size=arguments.size).encode()
 
 
-WRITERS: dict[str, Writer] = {"html": page}
+def distill(model: NeuralCA, out: Path, arguments: Namespace) -> bytes:
+    """Make the 8-bit JSON, and say what 8 bits cost in growth."""
+    content = export_distill(model)
+    rate = float(model.metadata.get("update_rate", 0.5))
+    size = arguments.size or trained_size(model)
+    print(f"{out}: {quantisation_loss(model, size=size, update_rate=rate)}")
+    return content
+
+
+def onnx(model: NeuralCA, out: Path, arguments: Namespace) -> bytes:
+    """Make the ONNX graph of a step."""
+    try:
+        return export_onnx(model)
+    except ImportError as error:
+        raise ValueError(f"{out}: {error}") from error
+
+
+WRITERS: dict[str, Writer] = {"html": page, "distill": distill, "onnx": onnx}
 """What can be written, by the name of its option."""
 
 
@@ -28,6 +48,10 @@ def add_outputs(parser: ArgumentParser) -> None:
     help_text = "one page in which the model grows and can be damaged"
     parser.add_argument("--html", type=Path, metavar="FILE", help=help_text)
     parser.add_argument("--title", help="heading of the page (the name of the run)")
+    help_text = "8-bit JSON, as the page of Growing Neural Cellular Automata reads it"
+    parser.add_argument("--distill", type=Path, metavar="FILE", help=help_text)
+    help_text = "one step, with the mask as an input"
+    parser.add_argument("--onnx", type=Path, metavar="FILE", help=help_text)
 
 
 def export(arguments: Namespace) -> int:
@@ -40,24 +64,12 @@ def export(arguments: Namespace) -> int:
     for path in outs.values():
         if not path.parent.is_dir() or path.is_dir():
             raise ValueError(f"{path}: no file can be written there")
-    model = load(arguments.model)
+    model = load_model(arguments.model)
     contents = {name: WRITERS[name](model, path, arguments) for name, path in outs.items()}
     for name, path in outs.items():
         write_atomically(path, contents[name])
         print(f"{path}: {len(contents[name]):,} bytes")
     return 0
-
-
-def load(path: Path) -> NeuralCA:
-    """Read a model, and say so if it cannot grow."""
-    model = NeuralCA.load(path)
-    if not any(parameter.any() for parameter in model.update_net[-1].parameters()):
-        print(
-            f"fastnca: {path}: nothing can grow, because the last layer is zero, as in every "
-            "untrained model; train it first",
-            file=sys.stderr,
-        )
-    return model
 
 
 def title_of(model: Path) -> str:

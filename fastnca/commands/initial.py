@@ -3,8 +3,8 @@
 from argparse import Namespace
 from dataclasses import fields
 
-from fastnca.commands.show import trained_size
 from fastnca.module import NeuralCA
+from fastnca.pictures.render import trained_size
 from fastnca.rule import Rule
 
 

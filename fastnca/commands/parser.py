@@ -13,13 +13,17 @@ from pathlib import Path
 from fastnca import __version__
 from fastnca.backends import BackendError, backend_names
 from fastnca.commands.config_file import expand_config
+from fastnca.commands.values import (
+    CELLS,
+    as_count,
+    as_device,
+    as_length,
+    as_port,
+    as_positive,
+    as_size,
+)
 from fastnca.memory import MemoryLimitError, is_out_of_memory
-from fastnca.states import Size
 from fastnca.storage import FileFormatError
-from fastnca.storage.bundle import LARGEST_SIDE
-
-_MOST = 2**31 - 1
-_CELLS = "cells: 64, or HEIGHTxWIDTH such as 40x72"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,12 +98,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     names = ", ".join((*TARGETS, *TEXTURES))
     parser.set_defaults(run=train)
     parser.add_argument("--target", help=f"{names}, or a picture file (circle)")
-    parser.add_argument("--size", type=_size, help=f"{_CELLS} (64)")
+    parser.add_argument("--size", type=as_size, help=f"{CELLS} (64)")
     text = "of a texture's picture, which may be larger than the grid (192)"
-    parser.add_argument("--target-size", type=_size, metavar="SIZE", help=text)
+    parser.add_argument("--target-size", type=as_size, metavar="SIZE", help=text)
     parser.add_argument(
         "--target-padding",
-        type=_count,
+        type=as_count,
         metavar="N",
         help="empty cells around a picture (an eighth of the shorter side)",
     )
@@ -116,10 +120,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         const="yes",
         help="continue the run in --out; auto: start one if there is none",
     )
-    parser.add_argument("--device", type=_device, default=_device("auto"), help="cpu, cuda, ...")
+    parser.add_argument(
+        "--device", type=as_device, default=as_device("auto"), help="cpu, cuda, ..."
+    )
     parser.add_argument(
         "--mosaic-interval",
-        type=_count,
+        type=as_count,
         default=0,
         metavar="N",
         help="iterations between two pictures of the pool (none)",
@@ -132,14 +138,14 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--timeout",
-        type=_length,
+        type=as_length,
         default=600.0,
         metavar="SECONDS",
         help="several processes: how long one waits for another that no longer answers (600)",
     )
     _add_backend(parser)
-    add_rule(parser, _positive)
-    add_recipe(parser, _count)
+    add_rule(parser, as_positive)
+    add_recipe(parser, as_count)
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
@@ -170,7 +176,7 @@ def _add_grow(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=grow)
     _add_model(parser)
     help_text = f"steps of the rollout ({GROW_STEPS})"
-    parser.add_argument("--steps", type=_count, default=GROW_STEPS, help=help_text)
+    parser.add_argument("--steps", type=as_count, default=GROW_STEPS, help=help_text)
 
 
 def _add_regenerate(parser: argparse.ArgumentParser) -> None:
@@ -180,13 +186,13 @@ def _add_regenerate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=regenerate)
     _add_model(parser)
     before, after = f"steps before the damage ({DAMAGE_STEPS})", f"steps after it ({HEALING_STEPS})"
-    parser.add_argument("--grow-steps", type=_count, default=DAMAGE_STEPS, help=before)
-    parser.add_argument("--steps", type=_count, default=HEALING_STEPS, help=after)
+    parser.add_argument("--grow-steps", type=as_count, default=DAMAGE_STEPS, help=before)
+    parser.add_argument("--steps", type=as_count, default=HEALING_STEPS, help=after)
     parser.add_argument("--damage", choices=("rectangle", "disc"), default="rectangle")
     box = ("TOP", "LEFT", "BOTTOM", "RIGHT")
     parser.add_argument("--box", type=int, nargs=4, metavar=box, help="of the rectangle, in cells")
     parser.add_argument("--center", type=float, nargs=2, metavar=("Y", "X"), help="of the disc")
-    parser.add_argument("--radius", type=_length, help="of the disc, in cells (shorter side / 5)")
+    parser.add_argument("--radius", type=as_length, help="of the disc, in cells (shorter side / 5)")
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
@@ -197,13 +203,13 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (RUN/report.html)")
     parser.add_argument(
         "--steps",
-        type=_positive,
+        type=as_positive,
         nargs="+",
         default=[100, 1_000, 10_000],
         metavar="N",
         help="steps after which stability is measured (100 1000 10000)",
     )
-    parser.add_argument("--runs", type=_positive, default=4, help="rollouts measured (4)")
+    parser.add_argument("--runs", type=as_positive, default=4, help="rollouts measured (4)")
     _add_backend(parser)
 
 
@@ -220,7 +226,9 @@ def _add_play(parser: argparse.ArgumentParser) -> None:
 
     parser.set_defaults(run=play)
     _add_saved(parser)
-    parser.add_argument("--port", type=_port, default=0, help="of this machine (one that is free)")
+    parser.add_argument(
+        "--port", type=as_port, default=0, help="of this machine (one that is free)"
+    )
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
 
 
@@ -229,8 +237,8 @@ def _add_life(parser: argparse.ArgumentParser) -> None:
 
     parser.set_defaults(run=life)
     parser.add_argument("--pattern", choices=list(LIFE_PATTERNS), default="glider")
-    parser.add_argument("--size", type=_size, default=32, help=f"{_CELLS} (32)")
-    parser.add_argument("--steps", type=_count, default=50, help="steps of the run (50)")
+    parser.add_argument("--size", type=as_size, default=32, help=f"{CELLS} (32)")
+    parser.add_argument("--steps", type=as_count, default=50, help="steps of the run (50)")
     _add_out(parser)
 
 
@@ -245,7 +253,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 def _add_saved(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="directory of a run, or a file with a state dict")
-    parser.add_argument("--size", type=_size, help=f"{_CELLS} (as it was trained)")
+    parser.add_argument("--size", type=as_size, help=f"{CELLS} (as it was trained)")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -267,60 +275,3 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 
 def _add_backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=backend_names(), default="auto")
-
-
-def _count(text: str) -> int:
-    return _whole(text, 0)
-
-
-def _positive(text: str) -> int:
-    return _whole(text, 1)
-
-
-def _port(text: str) -> int:
-    return _whole(text, 0, 2**16 - 1)
-
-
-def _size(text: str) -> Size:
-    sides = text.split("x")
-    if len(sides) > 2 or not all(sides):
-        raise argparse.ArgumentTypeError(f"must be {_CELLS}, got {text!r}")
-    height, width = (_whole(side, 1, LARGEST_SIDE) for side in (sides[0], sides[-1]))
-    return height if height == width else (height, width)
-
-
-def _whole(text: str, least: int, most: int = _MOST) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
-    if not least <= value <= most:
-        bound = f"at least {least}" if value < least else f"at most {most}"
-        raise argparse.ArgumentTypeError(f"must be {bound}, got {text}")
-    return value
-
-
-def _length(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
-    return value
-
-
-def _device(text: str) -> str:
-    import torch
-
-    from fastnca.distributed import local_device
-
-    if text == "auto":
-        text = "cuda" if torch.cuda.is_available() else "cpu"
-    text = local_device(text)
-    try:
-        torch.zeros((), device=torch.device(text)).item()  # "meta" holds no numbers
-    except (RuntimeError, AssertionError) as error:
-        fault = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(f"cannot use device {text!r}: {fault}") from error
-    return text

@@ -6,7 +6,8 @@ from argparse import Namespace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from fastnca.commands.export import load, title_of
+from fastnca.commands.export import title_of
+from fastnca.commands.show import load_model
 from fastnca.exporting import export_html
 from fastnca.version import __version__
 
@@ -25,7 +26,7 @@ _HEADERS = {
 
 def play(arguments: Namespace) -> int:
     """Serve the page until Ctrl-C."""
-    model = load(arguments.model)
+    model = load_model(arguments.model)
     title = title_of(arguments.model)
     page = export_html(model, title=title, size=arguments.size)
     with make_server(page, arguments.port) as server:
@@ -67,8 +68,7 @@ def make_server(page: str, port: int = 0) -> ThreadingHTTPServer:
             self.answer(with_body=False)
 
         def answer(self, with_body: bool) -> None:
-            bound = self.server.server_address[1]
-            hosts = (f"{HOST}:{bound}", f"localhost:{bound}")
+            hosts = (f"{HOST}:{server.server_port}", f"localhost:{server.server_port}")
             if self.headers.get_all("Host") not in [[host] for host in hosts]:
                 self.send_error(HTTPStatus.FORBIDDEN, "the address of this page is another")
             elif self.path.partition("?")[0] != "/":

@@ -19,12 +19,11 @@ from fastnca.commands.sections import (
     stability_section,
     texture_sections,
 )
-from fastnca.commands.show import trained_size
 from fastnca.commands.target import make_target
 from fastnca.distributed import shard_bounds
 from fastnca.module import NeuralCA
 from fastnca.pictures import choose_rows, encode_mosaic, plot_loss
-from fastnca.pictures.render import seed_of, visible
+from fastnca.pictures.render import seed_of, trained_size, visible
 from fastnca.report import (
     Picture,
     Section,

@@ -119,15 +119,21 @@ def _frames(model: NeuralCA, states: Iterator[Tensor]) -> Iterator[Pixels]:
         yield to_pixels(visible(model, last))
 
 
-def _load(arguments: Namespace) -> tuple[NeuralCA, Size]:
-    """Read the model; the grid is the one it was trained on unless the user says otherwise."""
-    model = NeuralCA.load(arguments.model, backend=arguments.backend)
+def load_model(path: Path, backend: str = "auto") -> NeuralCA:
+    """Read a model, and say so if it cannot grow."""
+    model = NeuralCA.load(path, backend=backend)
     if not any(parameter.any() for parameter in model.update_net[-1].parameters()):
         print(
-            f"fastnca: {arguments.model}: nothing can grow, because the last layer is zero, as in "
-            "every untrained model; train it first",
+            f"fastnca: {path}: nothing can grow, because the last layer is zero, as in every "
+            "untrained model; train it first",
             file=sys.stderr,
         )
+    return model
+
+
+def _load(arguments: Namespace) -> tuple[NeuralCA, Size]:
+    """Read the model; the grid is the one it was trained on unless the user says otherwise."""
+    model = load_model(arguments.model, arguments.backend)
     try:
         return model, arguments.size or trained_size(model)
     except ValueError as error:

@@ -19,7 +19,8 @@ const PATHS = {
  *     1 where a cell updates in a step, row by row; what `update_mask` gives in Python.
  *
  * `path` is "webgl" or "javascript", `size` one number or [height, width], `seed` a number, BigInt
- * or decimal text. What is missing is the model's own; `path` is then "javascript". `fastnca.model` is the model.
+ * or decimal text. What is missing is the model's own; `path` is then "javascript".
+ * `fastnca.model` is the model.
  */
 function makeApi(model) {
   function use({ path = "javascript", size = model.size, seed = model.seed }, work) {
