@@ -158,10 +158,25 @@ def small() -> NeuralCA:
     return model
 
 
+def moss() -> NeuralCA:
+    """Return a model that covers every cell with green, and again what was damaged."""
+    rule = Rule(("identity", BOX), hidden=(2,), clamp=(0, 1))
+    model = NeuralCA(4, rule=rule).train().requires_grad_(False)
+    first, _, last = model.update_net
+    for layer in (first, last):
+        layer.weight.zero_()
+        layer.bias.zero_()
+    first.weight[0, 2 * 3 + 1] = 1.0  # the alpha around a cell
+    first.weight[1, 2 * 1] = 1.0  # its green
+    last.weight[3, 0] = 1.0
+    last.weight[1] = torch.tensor([0.05, -0.5])[:, None, None]
+    model.metadata = {"size": 48, "update_rate": 0.5}
+    return model
+
+
 def border() -> NeuralCA:
     """Return a model whose seed dies, while its neighbours live by cells that were dead."""
-    box = ((1.0, 1.0, 1.0),) * 3
-    model = NeuralCA(4, rule=Rule((box,), hidden=(2,))).train().requires_grad_(False)
+    model = NeuralCA(4, rule=Rule((BOX,), hidden=(2,))).train().requires_grad_(False)
     first, _, last = model.update_net
     first.weight[:, 3, 0, 0] = torch.tensor([-100.0, 1.0])  # of the alpha around a cell
     first.bias[:] = torch.tensor([0.5, 0.0])
@@ -214,6 +229,7 @@ def case_state(case: Case) -> Tensor:
     return state
 
 
+BOX = ((1.0, 1.0, 1.0),) * 3
 CASES = rule_cases()
 CASE_STEPS = 4
 PAINTED = Case("painted", Rule(inputs=2, hidden=(4,), padding="circular"), 9, 700)

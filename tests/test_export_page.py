@@ -29,6 +29,7 @@ from tests.browser import (
     largest_difference,
     lizard,
     mask_calls,
+    moss,
     page_of,
     paint_calls,
     read_facts,
@@ -130,7 +131,8 @@ def test_no_text_ends_its_element(text):
 
 
 def test_weights_and_facts_are_the_models():
-    model = lizard().double()
+    model = trained().double()
+    model.metadata = {"fill_hidden": True, "size": 48}
     facts = read_facts(export_html(model, title="", size=(40, 30), seed=-1, update_rate=0.25))
     assert (facts["size"], facts["seed"], facts["updateRate"]) == ([40, 30], str(2**64 - 1), 0.25)
     content = base64.b64decode(facts["weights"]["hiddenWeight"])
@@ -216,7 +218,7 @@ def test_limits_of_masks_are_rounded_as_python_rounds():
 
 
 @NODE
-@pytest.mark.parametrize("make", [lizard, dots, small])
+@pytest.mark.parametrize("make", [lizard, dots, small, moss])
 def test_grown_models_in_node_are_those_of_python(make):
     model = make()
     (found,) = run_in_node(page_of(model), [{"method": "run", "steps": 200}])

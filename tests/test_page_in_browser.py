@@ -24,6 +24,7 @@ from tests.browser import (
     largest_difference,
     lizard,
     mask_calls,
+    moss,
     page_of,
     paint_calls,
     run_in_browser,
@@ -52,18 +53,18 @@ def chromium(launch: Any) -> Any:
 
 
 @cache
-def lizard_page() -> str:
-    return page_of(lizard(), "lizard")
+def moss_page() -> str:
+    return page_of(moss(), "moss")
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_masks_are_those_of_python(chromium, path):
-    with visit(chromium, lizard_page()) as seen:
+    with visit(chromium, moss_page()) as seen:
         check_masks(run_in_browser(seen.page, mask_calls(path)))
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("make", [lizard, dots, small])
+@pytest.mark.parametrize("make", [lizard, dots, small, moss])
 def test_grown_models_are_those_of_python(chromium, make, path):
     model = make()
     with visit(chromium, page_of(model)) as seen:
@@ -106,39 +107,43 @@ def test_damage_and_seeds_leave_the_inputs_and_wrap_on_a_torus(scripts, path):
     check_painted(run_in_browser(scripts, paint_calls(path), page_of(case_model(PAINTED))))
 
 
-def test_it_grows_is_damaged_and_heals(chromium):
-    with visit(chromium, lizard_page()) as seen:
+@pytest.mark.parametrize("make", [lizard, moss])
+def test_it_grows_is_damaged_and_heals(chromium, make):
+    name = make.__name__
+    with visit(chromium, page_of(make(), name)) as seen:
         assert seen.page.text_content("#why").startswith("WebGL 2 computes this page, because")
         assert seen.settle() == 9
         whole = seen.grow(150)
         assert whole > 500
-        seen.shoot("1100-grown")
+        seen.shoot(f"1100-grown-{name}")
         seen.drag((0.3, 0.3), (0.5, 0.5), (0.7, 0.6))
         damaged = seen.settle()
-        assert damaged < 0.8 * whole
-        assert f"{damaged} living cells on a grid of 48 by 48" in seen.words()
+        assert damaged < whole - 150
+        assert f"{damaged:,} living cells on a grid of 48 by 48" in seen.words()
         assert seen.words() in seen.page.text_content("#news")
-        seen.shoot("1100-damaged")
-        assert seen.grow(200) > 1.2 * damaged
-        seen.shoot("1100-healed")
+        seen.shoot(f"1100-damaged-{name}")
+        assert seen.grow(200) > damaged + 150
+        seen.shoot(f"1100-healed-{name}")
         seen.check()
 
 
-def test_a_finger_damages_on_a_phone(chromium):
+@pytest.mark.parametrize("make", [lizard, moss])
+def test_a_finger_damages_on_a_phone(chromium, make):
+    name = make.__name__
     phone = {"viewport": PHONE, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
-    with visit(chromium, lizard_page(), **phone) as seen:
+    with visit(chromium, page_of(make(), name), **phone) as seen:
         whole = seen.grow(150)
-        seen.shoot("360-grown")
+        seen.shoot(f"360-grown-{name}")
         seen.place(0, 0)
         scrolled = seen.page.evaluate("scrollY")
         seen.touch((0.3, 0.3), (0.4, 0.4), (0.5, 0.5), (0.7, 0.6))
         damaged = seen.settle()
-        assert damaged < 0.8 * whole
+        assert damaged < whole - 150
         assert seen.page.evaluate("scrollY") == scrolled
-        seen.shoot("360-damaged")
-        assert seen.grow(200) > 1.2 * damaged
+        seen.shoot(f"360-damaged-{name}")
+        assert seen.grow(200) > damaged + 150
         seen.page.click("summary")
-        seen.shoot("360-healed")
+        seen.shoot(f"360-healed-{name}")
         small = "button, select, #tools label, input[type=range]"
         heights = seen.page.eval_on_selector_all(
             small, "(all) => all.map((each) => each.getBoundingClientRect().height)"
@@ -148,9 +153,9 @@ def test_a_finger_damages_on_a_phone(chromium):
 
 
 def test_cells_are_counted_as_python_counts_them(chromium):
-    model = lizard()
+    model = moss()
     expected = model.run_steps(seed_of(model, 48), 20, 0.5, seed=7)
-    with visit(chromium, lizard_page()) as seen:
+    with visit(chromium, moss_page()) as seen:
         for _ in range(20):
             seen.page.click("#step")
         seen.wait_for("number('steps') === 20")
@@ -158,7 +163,7 @@ def test_cells_are_counted_as_python_counts_them(chromium):
 
 
 def test_everything_can_be_done_with_the_keyboard(chromium):
-    with visit(chromium, lizard_page()) as seen:
+    with visit(chromium, moss_page()) as seen:
         keyboard, news = seen.page.keyboard, seen.page.locator("#news")
         keyboard.press("Tab")
         assert seen.page.evaluate("document.activeElement.id") == "grid"
@@ -202,7 +207,7 @@ def test_everything_can_be_done_with_the_keyboard(chromium):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_seeds_can_be_planted_with_the_mouse(chromium, path):
-    with visit(chromium, lizard_page()) as seen:
+    with visit(chromium, moss_page()) as seen:
         seen.page.select_option("#path", path)
         seen.page.mouse.dblclick(*seen.place(0.2, 0.2))
         assert seen.settle() == 18
@@ -212,7 +217,7 @@ def test_seeds_can_be_planted_with_the_mouse(chromium, path):
 
 
 def test_its_settings_are_used(chromium):
-    with visit(chromium, lizard_page()) as seen:
+    with visit(chromium, moss_page()) as seen:
         sizes = seen.page.eval_on_selector_all("#size option", "(all) => all.map((o) => o.value)")
         assert "48x48" in sizes
         assert "128x128" in sizes
@@ -225,7 +230,7 @@ def test_its_settings_are_used(chromium):
         seen.page.locator("#rate").fill("1")
         seen.page.click("#step")
         seen.wait_for("number('steps') === 4")
-        assert seen.settle() == 9 or seen.number("count") > 9
+        assert seen.settle() == 25  # every cell has
         seen.page.select_option("#size", "128x128")
         seen.wait_for("number('steps') === 0")
         assert "grid of 128 by 128" in seen.words()
@@ -238,7 +243,7 @@ def test_its_settings_are_used(chromium):
 
 
 def test_a_path_can_be_chosen_and_goes_on_from_there(chromium):
-    with visit(chromium, lizard_page()) as seen:
+    with visit(chromium, moss_page()) as seen:
         count = seen.grow(60)
         steps = seen.number("steps")
         seen.page.select_option("#path", "javascript")
@@ -264,7 +269,7 @@ HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {
 
 
 def test_a_lost_context_is_replaced(chromium):
-    with visit(chromium, lizard_page(), script=LOSE) as seen:
+    with visit(chromium, moss_page(), script=LOSE) as seen:
         seen.grow(30)
         seen.page.evaluate("contexts[0].getExtension('WEBGL_lose_context').loseContext()")
         seen.wait_for("document.querySelector('#path').value === 'javascript'")
@@ -292,7 +297,7 @@ def test_a_lost_context_is_replaced(chromium):
     ],
 )
 def test_without_webgl_javascript_computes(chromium, script, reason):
-    with visit(chromium, lizard_page(), script=script) as seen:
+    with visit(chromium, moss_page(), script=script) as seen:
         text = seen.page.text_content("#why")
         assert text == f"JavaScript computes this page, because {reason}"
         assert seen.page.input_value("#path") == "javascript"
@@ -301,7 +306,7 @@ def test_without_webgl_javascript_computes(chromium, script, reason):
 
 
 def test_the_address_can_ask_for_javascript(chromium):
-    with visit(chromium, lizard_page(), "?path=js") as seen:
+    with visit(chromium, moss_page(), "?path=js") as seen:
         assert "JavaScript computes this page, because the address" in seen.page.text_content(
             "#why"
         )
@@ -318,7 +323,7 @@ def test_a_model_too_large_for_webgl_is_computed_by_javascript(chromium):
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
 def test_it_moves_by_itself_where_nobody_minds(chromium, motion):
-    with visit(chromium, lizard_page(), reduced_motion=motion) as seen:
+    with visit(chromium, moss_page(), reduced_motion=motion) as seen:
         if motion == "reduce":
             assert seen.page.text_content("#run") == "Run"
             seen.settle()
@@ -332,7 +337,7 @@ def test_it_moves_by_itself_where_nobody_minds(chromium, motion):
 def test_it_is_dark_where_the_user_wants_that(chromium):
     shades = {}
     for scheme in ("light", "dark"):
-        with visit(chromium, lizard_page(), color_scheme=scheme) as seen:
+        with visit(chromium, moss_page(), color_scheme=scheme) as seen:
             shades[scheme] = seen.colour("body"), seen.colour("form"), seen.colour("#step")
             if scheme == "dark":
                 seen.grow(150)
@@ -355,27 +360,29 @@ def test_a_texture_starts_blank_and_offers_no_seed(chromium):
         seen.check()
 
 
-def test_what_is_shown_is_what_python_shows(chromium):
-    for model in (lizard(), dots()):
-        state = model.run_steps(seed_of(model, trained_size(model)), 30, 0.5, seed=7)
-        expected = torch.from_numpy(to_pixels(visible(model, state)))
-        for path in ("js", "webgl"):
-            with visit(chromium, page_of(model), f"?path={path}") as seen:
-                for _ in range(30):
-                    seen.page.click("#step")
-                seen.wait_for("number('steps') === 30")
-                seen.settle()
-                pixels = seen.page.evaluate(
-                    "() => { const c = document.querySelector('#picture');"
-                    " return Array.from(c.getContext('2d')"
-                    ".getImageData(0, 0, c.width, c.height).data); }"
-                )
-            found = torch.tensor(pixels).view(*expected.shape[:2], 4)[..., :3]
-            assert (found - expected.int()).abs().max() <= 1
+@pytest.mark.parametrize("path", ["js", "webgl"])
+@pytest.mark.parametrize("make", [moss, lizard, dots])
+def test_what_is_shown_is_what_python_shows(chromium, make, path):
+    model = make()
+    state = model.run_steps(seed_of(model, trained_size(model)), 30, 0.5, seed=7)
+    expected = torch.from_numpy(to_pixels(visible(model, state))).int()
+    with visit(chromium, page_of(model), f"?path={path}") as seen:
+        for _ in range(30):
+            seen.page.click("#step")
+        seen.wait_for("number('steps') === 30")
+        seen.settle()
+        pixels = seen.page.evaluate(
+            "() => { const c = document.querySelector('#picture');"
+            " return Array.from(c.getContext('2d')"
+            ".getImageData(0, 0, c.width, c.height).data); }"
+        )
+    found = torch.tensor(pixels).view(*expected.shape[:2], 4)[..., :3]
+    assert expected.unique().numel() > 5
+    assert int((found - expected).abs().max()) <= 1
 
 
 def test_a_browser_without_webgl_computes_in_javascript(launch):
-    with visit(launch(*NO_WEBGL), lizard_page()) as seen:
+    with visit(launch(*NO_WEBGL), moss_page()) as seen:
         assert "JavaScript computes this page" in seen.page.text_content("#why")
         assert seen.grow(60) > 100
         seen.shoot("1100-javascript")
