@@ -1,12 +1,14 @@
 """Exported pages in Chromium: both paths compute what Python does, and people can use them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
+from fastnca.exporting import export_html
 from fastnca.pictures import to_pixels
 from fastnca.pictures.render import seed_of, trained_size, visible
 from tests.browser import (
@@ -387,3 +389,23 @@ def test_a_browser_without_webgl_computes_in_javascript(launch):
         assert seen.grow(60) > 100
         seen.shoot("1100-javascript")
         seen.check()
+
+
+@pytest.mark.parametrize("path", ["js", "webgl"])
+def test_what_is_no_number_is_white(chromium, path):
+    model = moss()
+    model.update_net[2].weight[3, 0] = 3e38
+    model.update_net[2].weight[:2, 1] = -3e38
+    model.rule = replace(model.rule, clamp=None)
+    state = model.run_steps(seed_of(model, 48), 6, 1.0, seed=7)
+    assert state[0, :4, 24, 24].isnan().all()
+    with visit(chromium, export_html(model, title="", update_rate=1), f"?path={path}") as seen:
+        for _ in range(6):
+            seen.page.click("#step")
+        seen.wait_for("number('steps') === 6")
+        seen.settle()
+        pixels = seen.page.evaluate(
+            "() => Array.from(document.querySelector('#picture').getContext('2d')"
+            ".getImageData(24, 24, 1, 1).data)"
+        )
+    assert pixels == [255] * 4

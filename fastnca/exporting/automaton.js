@@ -136,7 +136,7 @@ class JavaScriptAutomaton {
         d = fround(d + fround(first[w + 3] * perceived[i + 3]));
       }
       const value = fround(fround(a + b) + fround(c + d));
-      if (!(value > 0)) continue;
+      if (value <= 0) continue; // what is no number goes on
       for (let o = 0, w = unit * written; o < written; o++, w++) {
         delta[o] = fround(delta[o] + fround(last[w] * value));
       }
@@ -231,10 +231,10 @@ class JavaScriptAutomaton {
     const image = context.createImageData(this.width, this.height);
     const rgba = this.visible();
     for (let i = 0; i < rgba.length; i += 4) {
-      const alpha = this.model.texture ? 1 : Math.min(Math.max(rgba[i + ALPHA], 0), 1);
+      const alpha = this.model.texture ? 1 : limit(rgba[i + ALPHA]);
       for (let c = 0; c < 3; c++) {
-        const value = this.model.texture ? rgba[i + c] + 0.5 : rgba[i + c];
-        image.data[i + c] = 255 * (1 - alpha + Math.min(Math.max(value, 0), 1));
+        const colour = limit(this.model.texture ? rgba[i + c] + 0.5 : rgba[i + c]);
+        image.data[i + c] = 255 * (1 - alpha + colour);
       }
       image.data[i + 3] = 255;
     }
@@ -243,6 +243,11 @@ class JavaScriptAutomaton {
 
   /** Gives back what the automaton holds; nothing here. */
   dispose() {}
+}
+
+/** Limits what is shown to [0, 1]; what is no number is 0, as in pictures of Python. */
+function limit(value) {
+  return Math.min(Math.max(value, 0), 1) || 0;
 }
 
 /** Returns how far two places on an axis are from one another, around a torus if it wraps. */

@@ -154,7 +154,7 @@ void main() {
   vec4 ${range(count).map((i) => `delta${i} = ${change(i, model.hidden)}`).join(", ")};
   for (int unit = 0; unit < ${model.hidden}; unit++) {
     float sum = weight(${bias}, unit).x;
-${sums}    if (!(sum > 0.0)) continue;
+${sums}    if (sum <= 0.0) continue;
     ${range(count).map((i) => `delta${i} += sum * ${change(i, "unit")};`).join("\n    ")}
   }${finish.join("")}
 }`;
@@ -196,16 +196,15 @@ void main() {
 
 /** Returns the shader that shows a state on white; rows of a canvas are counted from below. */
 function showSource(model) {
-  const colour = model.texture
-    ? "clamp(cell.rgb + 0.5, 0.0, 1.0)"
-    : "1.0 - clamp(cell.a, 0.0, 1.0) + clamp(cell.rgb, 0.0, 1.0)";
+  const [moved, alpha] = model.texture ? ["cell + 0.5", "1.0"] : ["cell", "shown.a"];
   return `${HEADER}
 uniform sampler2DArray state;
 out vec4 colour;
 void main() {
   ivec2 at = ivec2(gl_FragCoord.x, size.y - 1 - int(gl_FragCoord.y));
   vec4 cell = texelFetch(state, ivec3(at, 0), 0);
-  colour = vec4(${colour}, 1.0);
+  vec4 shown = mix(clamp(${moved}, 0.0, 1.0), vec4(0.0), isnan(cell));
+  colour = vec4(1.0 - ${alpha} + shown.rgb, 1.0);
 }`;
 }
 
