@@ -2,17 +2,20 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from fastnca.commands.parser import _build_parser
+from tests.published import find
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+MODELS = (ROOT / "docs" / "models.md").read_text()
 DOCS = "".join((ROOT / "docs" / name).read_text() for name in ("training.md", "textures.md"))
-BLOCKS = re.findall(r"```python\n(.*?)```", README + DOCS, re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", README + DOCS + MODELS, re.DOTALL)
 
 
 def test_it_opens_with_the_two_commands():
@@ -24,13 +27,16 @@ def test_it_opens_with_the_two_commands():
 @pytest.mark.parametrize("block", BLOCKS, ids=[str(number) for number in range(len(BLOCKS))])
 def test_its_python_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if "ex3_lizard.json" in block:
+        shutil.copy(find("distill-growing/ex3_lizard.json"), tmp_path)
     torch.manual_seed(0)
     exec(block, {})
 
 
 def commands():
-    """Every fastnca command line that the README shows."""
-    shown = re.findall(r"fastnca (?:train|grow|regenerate|report|life|info)[^`&\n]*", README)
+    """Every fastnca command line that the README and the guide to models show."""
+    names = "train|import|grow|regenerate|report|export|play|life|info"
+    shown = re.findall(rf"(?<!from )fastnca (?:{names}) [^`&\n]*", README + MODELS)
     return sorted(set(shown))
 
 
