@@ -156,6 +156,19 @@ def test_the_arrangement_is_found_where_nobody_says_it():
         assert "values of" in str(certificate)
 
 
+def test_a_file_in_another_order_than_its_format_has_is_read_and_says_so():
+    path = find("distill-growing/ex3_lizard.json")
+    (network,) = read_networks(path).values()
+    columns = network.weights[0].unflatten(1, (3, 16)).transpose(1, 2).flatten(1)
+    turned = type(network)(
+        [columns, network.weights[1]], network.biases, network.source, layout="blocks"
+    )
+    model, certificate = certify_model(path, {"": turned}, "")
+    assert "files of this format usually have the layout blocks" in str(certificate)
+    weight = read_growing("ex3_lizard")["update_net.0.weight"]
+    assert torch.equal(model.update_net[0].weight, weight)
+
+
 def test_growth_cannot_tell_x_from_y():
     """Exchanged Sobel filters grow the transposed picture, exactly: the rest has no direction."""
     path = find("distill-growing/ex3_lizard.json")

@@ -6,6 +6,7 @@ tensorflow.py    checkpoints: index and shards
 torch_files.py   torch.save and safetensors, state dicts and modules, without running their code
 keras.py         Keras 2 and 3 (extra "keras"); hdf5.py reads in a process of its own
 onnx.py          ONNX (extra "onnx")
+protobuf.py      numbers as protobuf has them
 network.py       the update network among the tensors of a file
 layouts.py       in which order the first layer's columns may be
 growth.py        which of them lives

@@ -41,8 +41,8 @@ def read_file(path: Path, data: bytes) -> dict[str, Network]:
     if found:
         for each in sorted(path.parent.glob("*"))[:_MAX_MEMBERS]:
             if each.name.startswith(found[1] + ".") and each.is_file():
-                if each.stat().st_size > MAX_BYTES:
-                    raise NoModelError(f"{each.name} is too large for a model")
+                if each.stat().st_size + sum(map(len, siblings.values())) > MAX_BYTES:
+                    raise NoModelError(f"with {each.name} it is too large for a model")
                 siblings[each.name] = each.read_bytes()
     return _read_one(path.name, data, siblings)
 

@@ -122,14 +122,18 @@ class Certificate:
     Attributes:
         chosen: the trial that fits.
         others: those of the other layouts that were tried.
+        usual: the layout that files of this format have, as `Network.layout`.
     """
 
     chosen: Trial
     others: Sequence[Trial]
+    usual: str = ""
 
     def __str__(self) -> str:
         """Say how clearly the layout was chosen."""
         layout = f"layout {self.chosen.layout} ({self.chosen.family.name}): {self.chosen}"
+        if not str(self.chosen.layout).startswith(self.usual):
+            layout += f"; files of this format usually have the layout {self.usual}"
         if not self.others:
             return layout
         best = min(self.others, key=lambda trial: (not trial.fits, _badness(trial)))
@@ -155,7 +159,7 @@ def certify(network: Network, layout: str = "auto") -> Certificate:
         layouts = [parse_layout(layout, network.filters)]
         if network.taps is not None:
             layouts = [Layout(layouts[0].arrangement)]
-    tried = [_best([try_layout(network, each, kind) for kind in families]) for each in layouts]
+    tried = [_try_families(network, each, families) for each in layouts]
     fitting = [trial for trial in tried if trial.fits]
     if not fitting:
         ends = "; ".join(f"{trial.layout}: {trial}" for trial in tried[:2])
@@ -171,12 +175,18 @@ def certify(network: Network, layout: str = "auto") -> Certificate:
             "meant; choose with --layout (layout=...)"
         )
     chosen = fitting[0]
-    return Certificate(chosen, [trial for trial in tried if trial is not chosen])
+    others = [trial for trial in tried if trial is not chosen]
+    return Certificate(chosen, others, network.layout)
 
 
-def _best(trials: list[Trial]) -> Trial:
+def _try_families(network: Network, layout: Layout, families: Sequence[Family]) -> Trial:
     """Return the first trial that fits, or else the one that came closest."""
-    return next((trial for trial in trials if trial.fits), min(trials, key=_badness))
+    trials = []
+    for family in families:
+        trials.append(try_layout(network, layout, family))
+        if trials[-1].fits:
+            return trials[-1]
+    return min(trials, key=_badness)
 
 
 def _badness(trial: Trial) -> float:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastnca.importing.protobuf import read_varint
+
 MAX_BYTES = 1 << 26
 """The most bytes of all tensors together, as float32."""
 
@@ -251,18 +253,18 @@ def _count_fields(data: memoryview, kind: Any, depth: int = 0, found: int = 0) -
     position, fields = 0, kind.fields_by_number
     while position < len(data):
         found += 1
-        tag, position = _read_varint(data, position)
+        tag, position = read_varint(data, position)
         form = tag & 7
         if form == 0:
-            _, position = _read_varint(data, position)
+            _, position = read_varint(data, position)
         elif form in (1, 5):
             position += 8 if form == 1 else 4
         elif form == 2:
-            length, start = _read_varint(data, position)
+            length, start = read_varint(data, position)
             position = start + length
             field = fields.get(tag >> 3)
             if position > len(data):
-                raise _FaultError("it ends too early, or is no ONNX file")
+                raise _FaultError("it ends too early")
             if field is not None and field.message_type is not None:
                 part = data[start:position]
                 found = _count_fields(part, field.message_type, depth + 1, found)
@@ -273,20 +275,6 @@ def _count_fields(data: memoryview, kind: Any, depth: int = 0, found: int = 0) -
         if found > _MAX_FIELDS:
             raise _FaultError(f"it has more than {_MAX_FIELDS} parts")
     return found
-
-
-def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
-    """Return the number that begins at `position`, and where it ends."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(data):
-            break
-        byte = data[position]
-        position += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, position
-    raise _FaultError("it ends too early, or is no ONNX file")
 
 
 def _quote(name: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastnca.importing.json_files import from_tensorflow
 from fastnca.importing.network import Network, NoModelError, find_network
+from fastnca.importing.protobuf import read_varint
 
 _FLOAT = 1  # DT_FLOAT
 _FOOTER = 48  # bytes
@@ -90,31 +91,19 @@ def _forward(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _read_varint(data: bytes, place: int) -> tuple[int, int]:
-    """Return a number of seven bits a byte, and where it ends."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-    raise ValueError("a number of more than ten bytes")
-
-
 def _read_message(data: bytes) -> tuple[dict[int, int], dict[int, list[bytes]]]:
     """Return the fields of a protobuf message: numbers, and parts of any length, by their keys."""
     numbers: dict[int, int] = {}
     parts: dict[int, list[bytes]] = {}
     place = 0
     while place < len(data):
-        key, place = _read_varint(data, place)
+        key, place = read_varint(data, place)
         if key & 7 == 0:
-            numbers[key >> 3], place = _read_varint(data, place)
+            numbers[key >> 3], place = read_varint(data, place)
             continue
         size = {1: 8, 5: 4}.get(key & 7, -1)
         if key & 7 == 2:
-            size, place = _read_varint(data, place)
+            size, place = read_varint(data, place)
         if size < 0 or place + size > len(data):
             raise ValueError("a damaged message")
         parts.setdefault(key >> 3, []).append(data[place : place + size])
@@ -127,14 +116,14 @@ def _read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     if len(data) < _FOOTER or struct.unpack("<Q", data[-8:])[0] != _MAGIC:
         raise ValueError("it does not end as a table does")
     footer = data[-_FOOTER:]
-    _, place = _read_varint(footer, 0)
-    _, place = _read_varint(footer, place)
-    start, place = _read_varint(footer, place)
-    size, _ = _read_varint(footer, place)
+    _, place = read_varint(footer, 0)
+    _, place = read_varint(footer, place)
+    start, place = read_varint(footer, place)
+    size, _ = read_varint(footer, place)
     count = 0
     for _, handle in _read_block(data, start, size):
-        first, place = _read_varint(handle, 0)
-        for key, value in _read_block(data, first, _read_varint(handle, place)[0]):
+        first, place = read_varint(handle, 0)
+        for key, value in _read_block(data, first, read_varint(handle, place)[0]):
             count += 1
             if count > _MAX_ENTRIES:
                 raise ValueError(f"more than {_MAX_ENTRIES} entries")
@@ -149,9 +138,9 @@ def _read_block(data: bytes, start: int, size: int) -> Iterator[tuple[bytes, byt
     restarts = struct.unpack("<I", block[-4:])[0]
     end, place, key = size - 4 - 4 * restarts, 0, b""
     while place < end:
-        shared, place = _read_varint(block, place)
-        own, place = _read_varint(block, place)
-        length, place = _read_varint(block, place)
+        shared, place = read_varint(block, place)
+        own, place = read_varint(block, place)
+        length, place = read_varint(block, place)
         if shared > len(key) or place + own + length > end:
             raise ValueError("a damaged entry")
         key = key[:shared] + block[place : place + own]
