@@ -67,6 +67,16 @@ Nothing public does."""
 add_batch_dim = torch._add_batch_dim
 """Make such a gradient: arguments are the tensor, the axis and the level. Nothing public does."""
 
+REBUILD_TENSOR = (("torch._utils", "_rebuild_tensor"), ("torch._utils", "_rebuild_tensor_v2"))
+"""What the pickles of `torch.save` call for a tensor, with a storage, an offset, a size and
+strides. The names stand in files, and no public function reads those of unknown classes."""
+
+REBUILD_PARAMETER = (
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch._utils", "_rebuild_parameter_with_state"),
+)
+"""What they call for a parameter, with a tensor."""
+
 
 def assume_constant_result(function: _Function) -> _Function:
     """Let `torch.compile` call a function while it traces, and take the result as a constant.

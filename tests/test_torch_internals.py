@@ -1,5 +1,6 @@
 """Each private name of torch's in `fastnca/_torch_internals.py` does what is said there."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -229,6 +230,19 @@ def test_global_hooks(name, register) -> None:
     assert len(getattr(global_hooks, name)) == 1
     handle.remove()
     assert not getattr(global_hooks, name)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickles_call_for_tensors_and_parameters(zipped) -> None:
+    """A file names one of each, and torch still reads all of them."""
+    file = io.BytesIO()
+    content = [torch.zeros(2), nn.Parameter(torch.zeros(3))]
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    for names in (internals.REBUILD_TENSOR, internals.REBUILD_PARAMETER):
+        spelled = [f"{module}\n{name}\n".encode() for module, name in names]
+        assert any(each in file.getvalue() for each in spelled)
+        for module, name in names:
+            assert callable(getattr(sys.modules[module], name))
 
 
 def test_import_warns_of_nothing_and_loads_no_compiler() -> None:

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from fastnca._torch_internals import REBUILD_PARAMETER, REBUILD_TENSOR
 from fastnca.importing.network import Network, NoModelError, find_network
 
 MAX_BYTES = 1 << 26
@@ -66,10 +67,8 @@ def _rebuild_parameter(data: Any, *_: object) -> Any:
 
 
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    **dict.fromkeys(REBUILD_TENSOR, _rebuild_tensor),
+    **dict.fromkeys(REBUILD_PARAMETER, _rebuild_parameter),
     ("collections", "OrderedDict"): collections.OrderedDict,
 }
 
