@@ -106,6 +106,24 @@ def test_keras_and_onnx_files_are_certified_too(tmp_path, lizard, name, write):
         assert torch.equal(model.state_dict()[entry], tensor), entry
 
 
+def test_an_import_leaves_torchs_state_alone():
+    """Neither random numbers nor the default device and dtype matter, or are touched."""
+    path = find("distill-growing/ex2_eye.json")
+    expected, before = import_model(path), torch.random.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            model = import_model(path)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert model.training
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+        assert tensor.dtype == torch.float32
+    assert [each.requires_grad for each in model.parameters()] == [False, True, True, True, True]
+
+
 def test_an_imported_model_is_drawn(lizard, tmp_path):
     pictures = [tmp_path / name for name in ("a.png", "b.gif", "c.png")]
     grow = ["grow", str(lizard), "--steps", "40", "--out", *map(str, pictures[:2])]

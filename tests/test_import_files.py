@@ -375,6 +375,15 @@ def test_wrapped_state_dicts_are_read(tmp_path, name, zipped):
     assert [bias is None for bias in network.biases] == [name == "linear"] * 2
 
 
+def test_files_of_one_name_in_an_archive_are_told_apart(tmp_path):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("a/m.pt", "b/m.pt", "b/m.pth"):
+            archive.writestr(name, save(make_state_dict()))
+    networks = read_networks(write(tmp_path, "a.zip", file.getvalue()))
+    assert list(networks) == ["m", "b/m", "b/m.pth"]
+
+
 def test_two_models_in_a_file_are_told_apart(tmp_path):
     content = {"state_dict": make_state_dict(), "ema": make_state_dict()}
     path = write(tmp_path, "a.pt", save(content))

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 
+import torch
+
 from fastnca.importing.files import read_file
 from fastnca.importing.growth import SIZE, Certificate, build, certify
 from fastnca.importing.network import Network, NoModelError
@@ -90,7 +92,8 @@ def read_networks(path: str | PathLike[str]) -> dict[str, Network]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        return read_file(path, read_limited(path, MAX_BYTES))
+        with torch.device("cpu"):
+            return read_file(path, read_limited(path, MAX_BYTES))
     except FileFormatError:
         raise
     except (ValueError, MemoryError, RecursionError) as error:
@@ -132,10 +135,12 @@ def certify_model(
         FileFormatError, ValueError: as `import_model`.
     """
     path, network = Path(path), networks[name]
+    options = {"backend": backend, "precision": precision}
     try:
-        certificate = certify(network, layout)
-        chosen = certificate.chosen
-        model = build(network, chosen.layout, chosen.family, backend=backend, precision=precision)
+        with torch.device("cpu"):
+            certificate = certify(network, layout)
+            chosen = certificate.chosen
+            model = build(network, chosen.layout, chosen.family, **options)
     except NoModelError as error:
         raise FileFormatError(path, f"{name}: {error}" if name else str(error)) from error
     family = chosen.family

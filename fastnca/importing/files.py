@@ -72,34 +72,34 @@ def _read_archive(data: bytes) -> dict[str, Network]:
     except Exception as error:  # zipfile and zlib raise half a dozen types
         raise NoModelError(f"a damaged zip archive ({error})") from error
     networks: dict[str, Network] = {}
-    faults: list[NoModelError] = []
+    faults: list[ValueError] = []
     for name in _models_in(files):
         try:
             if _is_archive(files[name]):
                 raise NoModelError(f"{name}: an archive in an archive")
             found = _read_one(name, files[name], files)
-        except NoModelError as error:
+        except ValueError as error:
             faults.append(error)
             continue
-        stem = re.sub(r"\.(data-.*|index|[A-Za-z0-9]+)$", "", name.rpartition("/")[2])
-        networks |= {"/".join(filter(None, (stem, key))): each for key, each in found.items()}
+        for key, network in found.items():
+            names = [name.rpartition("/")[2], name]  # the whole one if the short one is taken
+            names = [re.sub(r"\.(data-.*|index|[A-Za-z0-9]+)$", "", each) for each in names]
+            names = ["/".join(filter(None, (each, key))) for each in (*names, name)]
+            networks[next(each for each in names if each not in networks)] = network
     if not networks:
         raise faults[0] if faults else NoModelError("an archive without a model")
     return networks if len(networks) > 1 else {"": next(iter(networks.values()))}
 
 
 def _models_in(files: Siblings) -> Iterator[str]:
-    """Yield the names of files that may be models; of one model in two formats the first."""
-    seen = set()
-    named = [name for name in files if name.lower().endswith(_SUFFIXES)]
-    for name in [*named, *(name for name in files if name.endswith(".index"))]:
-        stem = name.rpartition(".")[0]
-        if stem not in seen:
-            seen.add(stem)
-            yield name
-    for name in files:  # shards whose index is missing
-        found = _SHARD.fullmatch(name)
-        if found and found[1] not in seen and f"{found[1]}.index" not in files:
+    """Yield the names of files that may be models; a checkpoint counts once, by its graph first."""
+    yield from (name for name in files if name.lower().endswith(_SUFFIXES))
+    for name in files:
+        shard = _SHARD.fullmatch(name)
+        stem = shard[1] if shard else name.removesuffix(".index")
+        if stem == name or f"{stem}.json" in files:
+            continue
+        if not shard or f"{stem}.index" not in files:
             yield name
 
 

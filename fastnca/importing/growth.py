@@ -15,8 +15,10 @@ from torch import Tensor
 from fastnca.importing.layouts import FILTERS_OF, Layout, arrange, layouts_to_try, parse_layout
 from fastnca.importing.network import Network, NoModelError
 from fastnca.module import NeuralCA
+from fastnca.reference import make_filters
 from fastnca.rule import RULES, TUTORIAL, Rule
 from fastnca.states import ALPHA, make_seed_state
+from fastnca.storage.model import build_model
 
 STEPS = 128
 """Steps of a trial."""
@@ -259,11 +261,11 @@ def build(network: Network, layout: Layout, family: Family, **options: Any) -> N
         if bias is not None or number < len(rule.hidden) or rule.final_bias:
             zeros = weight.new_zeros(len(weight))
             tensors[f"update_net.{2 * number}.bias"] = zeros if bias is None else bias.clone()
-    model = NeuralCA(network.channels, rule=rule, **options)
-    if rule.learn_filters and network.taps is not None:
-        tensors["perception.filters"] = network.taps.reshape(-1, 1, 3, 3).clone()
-    model.load_state_dict(model.state_dict() | tensors, strict=True)
-    return model.train()
+    filters = make_filters(network.channels, rule)
+    if network.taps is not None:
+        filters = network.taps.reshape(-1, 1, 3, 3).clone()
+    tensors["perception.filters"] = filters
+    return build_model(NeuralCA, (network.channels, rule), tensors, {}, options)
 
 
 def _filters(network: Network) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
 
-import torch
 from torch import Tensor
 
 from fastnca.filters import FILTERS
@@ -137,6 +136,6 @@ def arrange(network: Network, layout: Layout) -> Tensor:
         columns = weight.unflatten(1, (network.channels, filters))
     if layout.filters:
         order = [layout.filters.index(name) for name in FILTERS_OF[filters]]
-        columns = columns[:, :, order] * torch.tensor(layout.factors)[order]
+        columns = columns[:, :, order] * columns.new_tensor(layout.factors)[order]
     arranged: Tensor = columns.flatten(1)
     return arranged.contiguous()

@@ -148,17 +148,25 @@ def load_model(
         metadata = {}
     else:
         raise FileNotFoundError(f"{path}: no such model directory or file")
-    return _build(kind, sizes, tensors, metadata, {"backend": backend, "precision": precision})
+    return build_model(kind, sizes, tensors, metadata, {"backend": backend, "precision": precision})
 
 
-def _build(
+def build_model(
     kind: "type[Model]",
     sizes: tuple[int, Rule],
     tensors: dict[str, Tensor],
     metadata: dict[str, Any],
     options: dict[str, Any],
 ) -> "Model":
-    """Make a model around `tensors`, without drawing the random numbers of an initialisation."""
+    """Make a model around `tensors`, without drawing the random numbers of an initialisation.
+
+    Args:
+        kind: its class.
+        sizes: channels and rule.
+        tensors: its `state_dict`, which the model takes as they are.
+        metadata: what is saved with it.
+        options: backend and precision, as in `NeuralCA`.
+    """
     channels, rule = sizes
     with torch.device("meta"):
         if rule == TUTORIAL.with_hidden(rule.hidden[0] if rule.hidden else 1):
