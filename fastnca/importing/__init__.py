@@ -14,6 +14,7 @@ growth.py        which of them lives
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -93,7 +94,10 @@ def read_networks(path: str | PathLike[str]) -> dict[str, Network]:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with torch.device("cpu"):
-            return read_file(path, read_limited(path, MAX_BYTES))
+            data = read_limited(path, MAX_BYTES)
+            digest = hashlib.sha256(data).hexdigest()
+            found = read_file(path, data)
+            return {name: replace(network, sha256=digest) for name, network in found.items()}
     except FileFormatError:
         raise
     except (ValueError, MemoryError, RecursionError) as error:
@@ -148,7 +152,7 @@ def certify_model(
         "size": SIZE,
         "imported_from": path.name + (f": {name}" if name else ""),
         "imported_format": network.source,
-        "imported_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "imported_sha256": network.sha256,
         "layout": str(chosen.layout),
     }
     if license is not None:

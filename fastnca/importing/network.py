@@ -39,6 +39,7 @@ class Network:
             nobody says.
         families: what models of such a file may be, the likeliest first, as in
             `fastnca.importing.growth.FAMILIES`; empty if that is open.
+        sha256: digest of the file, in hexadecimal; empty before it is known.
     """
 
     weights: Sequence[Tensor]
@@ -47,6 +48,7 @@ class Network:
     taps: Tensor | None = None
     layout: str = ""
     families: tuple[str, ...] = ()
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         widths = [self.weights[0].shape[1], *(weight.shape[0] for weight in self.weights)]
