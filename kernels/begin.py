@@ -9,7 +9,7 @@ from .launch import count_tiles, flag_shape, launch
 from .rule import KernelRule
 from .scale import power_of_two, scale_exponent
 from .status import PRE, is_finite
-from .tile import COLUMNS, cells_of, first_cell, first_number, locate, numbers_of
+from .tile import COLUMNS, cells_of, first_cell, first_number, locate, numbers_of, steps_taken
 
 ALPHA = tl.constexpr(3)
 TILE_HEIGHT = 8
@@ -151,7 +151,7 @@ def _begin_backward_kernel(
         mask=inside[:, None] & (channel < CHANNELS)[None, :],
         other=0.0,
     )
-    half = tl.minimum(tl.load(counter_ptr + 2), most) % 2
+    half = steps_taken(counter_ptr, most) % 2
     cell = half * batch * plane + first_cell(sample, y0, x0, height, width)
     offsets = local[:, None] * PADDED + channel[None, :]
     tl.store(direct_ptr + cell * PADDED + offsets, grad * scale, mask=inside[:, None])

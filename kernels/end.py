@@ -9,7 +9,7 @@ from .gradients import note_overflow
 from .launch import count_tiles, flag_shape, launch
 from .planes import gather_planes
 from .rule import KernelRule
-from .tile import COLUMNS, cells_of, distances, first_cell, first_number, locate
+from .tile import COLUMNS, cells_of, distances, first_cell, first_number, locate, steps_taken
 
 TILE_HEIGHT = 8
 
@@ -38,7 +38,7 @@ def _end_forward_kernel(
 
     Pointers are the tensors of `end_forward`, in its order; most, slots and base its `last`.
     """
-    slot = base + tl.minimum(tl.load(counter_ptr + 2), most).to(tl.int32) % slots
+    slot = base + steps_taken(counter_ptr, most) % slots
     tile_columns, tile_rows = tl.cdiv(width, COLUMNS), tl.cdiv(height, HEIGHT)
     place = locate(tl.program_id(0), tile_columns, tile_rows)
     sample, tile_row, tile_column = place

@@ -39,6 +39,12 @@ def advance(place, stride, tile_columns, tile_rows):
 
 
 @triton.jit
+def steps_taken(counter_ptr, most):
+    """Return how many steps a rollout takes: the third of its counter, within 0 and `most`."""
+    return tl.minimum(tl.maximum(tl.load(counter_ptr + 2), 0), most).to(tl.int32)
+
+
+@triton.jit
 def cells_of(HEIGHT: tl.constexpr):
     """Return the row and the column within the tile of each of its cells, `[8 * HEIGHT]`."""
     cell = tl.arange(0, HEIGHT * COLUMNS)

@@ -21,6 +21,7 @@ from fastnca._torch_internals import (
     remove_batch_dim,
     transforms_active,
 )
+from fastnca.checks import check_memory
 
 Grads = tuple[Tensor | None, ...]
 
@@ -70,10 +71,12 @@ def check_saved(tensors: Sequence[Tensor], like: Sequence[Any]) -> None:
         like: `kinds` of them as they were saved.
 
     Raises:
-        ValueError: a shape, dtype or device has changed.
+        ValueError: a shape, dtype or device has changed, or memory was given back.
     """
     if kinds(tensors) != like:
         refuse_saved()
+    for tensor in tensors:
+        check_memory(tensor, "a tensor saved for the backward pass")
 
 
 def refuse_saved() -> NoReturn:

@@ -172,14 +172,12 @@ MUTANTS = {
     "infinity of other channels not seen": Mutant(
         "flags.py", "E5", "$packed, ALL_FLAGS)", "$packed, $packed)", "flag_rows_not_finite"
     ),
-    "last slot that of all launches": Mutant(
-        "end.py", "", "tl.minimum(tl.load($counter + 2), $most)", "$most"
-    ),
+    "last slot that of all launches": Mutant("end.py", "", "steps_taken($counter, $most)", "$most"),
     "half of the gradient swapped": Mutant(
         "begin.py",
         "",
-        "$half = tl.minimum(tl.load($counter + 2), $most) % 2",
-        "$half = 1 - tl.minimum(tl.load($counter + 2), $most) % 2",
+        "$half = steps_taken($counter, $most) % 2",
+        "$half = 1 - steps_taken($counter, $most) % 2",
     ),
 }
 

@@ -179,6 +179,55 @@ def test_a_cpu_is_refused_outside_of_the_interpreter(monkeypatch: pytest.MonkeyP
     assert "CUDA" in reason
 
 
+def given_back(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of the same shape whose memory has been given back."""
+    tensor = tensor.clone()
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def backward_arguments(tensors, steps: int) -> list[torch.Tensor]:
+    """Return the tensors that the backward operator takes after a rollout of some steps."""
+    state, parameters = tensors
+    counter = torch.tensor([1, 2, steps], device=state.device)
+    settings = (TUTORIAL.json, 2, 0.5, "ieee", 1, True)
+    result, *saved = torch.ops.fastnca.rollout_forward(state, *parameters, counter, *settings, True)
+    return [result, *saved, *parameters, counter]
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_memory_that_was_given_back_is_refused(tensors, number: int) -> None:
+    arguments = backward_arguments(tensors, 2)
+    arguments[number] = given_back(arguments[number])
+    with pytest.raises(ValueError, match="its storage has 0"):
+        torch.ops.fastnca.rollout_backward(*arguments, TUTORIAL.json, 2, 0.5, "ieee", 1, True)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_saved_tensors_that_were_given_back_are_refused(tensors, steps: int) -> None:
+    state, parameters = tensors
+    with torch.autograd.graph.saved_tensors_hooks(given_back, lambda tensor: tensor):
+        result = fused_rollout(state.requires_grad_(), parameters, steps=steps, seed=1, **SETTINGS)
+    with pytest.raises(ValueError, match="its storage has 0"):
+        result.sum().backward()
+
+
+@pytest.mark.parametrize("count", [-1, -(2**40)])
+def test_negative_numbers_of_steps_are_zero(tensors, count: int) -> None:
+    """The number of steps is read on the device, where an error cannot be raised."""
+    settings = (TUTORIAL.json, 2, 0.5, "ieee", 1, True)
+    given, expected = (backward_arguments(tensors, each) for each in (count, 0))
+    assert torch.equal(given[0], expected[0])
+    found = torch.ops.fastnca.rollout_backward(*given, *settings)
+    wanted = torch.ops.fastnca.rollout_backward(*expected, *settings)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_more_steps_than_the_most_are_the_most(tensors) -> None:
+    given, expected = (backward_arguments(tensors, each) for each in (2**40, 2))
+    assert torch.equal(given[0], expected[0])
+
+
 def test_import_needs_no_triton() -> None:
     code = (
         "import sys; sys.modules['triton'] = None\n"

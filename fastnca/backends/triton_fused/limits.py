@@ -260,7 +260,7 @@ def check_stored(
         device: where they must be.
 
     Raises:
-        ValueError: something does not fit.
+        ValueError: something does not fit, or memory does not hold the elements.
     """
     for name, (tensor, shape, dtype) in tensors.items():
         if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype or tensor.device != device:
@@ -268,6 +268,7 @@ def check_stored(
                 f"{name} must be {list(shape)} {dtype} on {device}, got {list(tensor.shape)} "
                 f"{tensor.dtype} on {tensor.device}"
             )
+        check_memory(tensor, name)
 
 
 @lru_cache(maxsize=256)

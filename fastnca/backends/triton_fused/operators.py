@@ -55,7 +55,8 @@ def record(
     Args:
         state: `[B, C, H, W]` float32, any strides.
         parameters: weights and biases of the two 1x1 convolutions, float32.
-        counter: `[3]` int64: seed, number of the first step, number of steps.
+        counter: `[3]` int64: seed, number of the first step, number of steps, at most that of
+            `settings`.
         settings: the other arguments of the operator.
 
     Returns:
