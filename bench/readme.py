@@ -1,12 +1,13 @@
-"""Write the README's tables and pictures from the committed results.
+"""Write the tables and pictures of README.md and docs/performance.md from the committed results.
 
-    python -m bench.readme            rewrites the part between the markers, and the pictures
+    python -m bench.readme            rewrites the parts between the markers, and the pictures
     python -m bench.readme --check    only tells whether they agree; exit status 1 if not
 
 A test does what `--check` does.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from bench.quality import Result
 from bench.results import Row, read_csv
 
 README = ROOT / "README.md"
+PERFORMANCE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "bench" / "results"
 KERNELS = ROOT / "kernels" / "README.md"
 BEGIN, END = "<!-- bench.readme begins -->\n", "<!-- bench.readme ends -->\n"
@@ -35,7 +37,7 @@ def render(
     gpus: dict[Path, list[GpuRow]],
     kernels: str,
 ) -> str:
-    """Return the generated part of the README.
+    """Return the generated part of docs/performance.md.
 
     Args:
         tables: the rows of each results file.
@@ -50,7 +52,8 @@ def render(
             sections.speed(rows),
             sections.memory(rows),
         ]
-        parts += [_pictures(path), sections.powers_of_growth(rows), sections.without_gain(rows)]
+        parts += [_picture(path, name, PERFORMANCE.parent) for name in PICTURES]
+        parts += [sections.powers_of_growth(rows), sections.without_gain(rows)]
     parts.append(sections.time_to_quality(quality))
     parts += [sections.gpu(rows, str(path.relative_to(ROOT))) for path, rows in gpus.items()]
     if not gpus:
@@ -62,28 +65,32 @@ def render(
 _NO_GPU = """\
 On an H200 a training iteration takes 2.8 ms at batch 8, 25 times less than the tutorial's class
 (70 ms), and 12.6 ms at batch 64, 8 times less. These were single measurements of kernels that have
-passed their tests there since; see [docs/gpu.md](docs/gpu.md)."""
+passed their tests there since; see [GPU](gpu.md)."""
 
 
-def updated(text: str, generated: str) -> str:
-    """Return the README's `text` with another generated part.
+def updated(path: Path, generated: str) -> str:
+    """Return the text of a page with another generated part.
 
     Raises:
         ValueError: the markers are missing.
     """
+    text = path.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"README.md must have one {BEGIN.strip()} and one {END.strip()}")
+        raise ValueError(f"{path.name} must have one {BEGIN.strip()} and one {END.strip()}")
     head, rest = text.split(BEGIN)
     return head + BEGIN + "\n" + generated + "\n" + END + rest.split(END)[1]
 
 
 def disagreements() -> list[str]:
-    """Return what in the README and its pictures does not follow from the committed results."""
+    """Return what in the pages and pictures does not follow from the committed results."""
     found = []
-    text = README.read_text()
-    if text != updated(text, _from_files()):
-        found.append("README.md is not what the results give")
+    for path, generated in _from_files().items():
+        if path.read_text() != updated(path, generated):
+            found.append(f"{path.name} is not what the results give")
+    opening = " ".join(README.read_text().split("\n## ")[0].split())
     for path in results_files():
+        if (claim := sections.headline(read_csv(path))) not in opening:
+            found.append(f"README.md does not open with: {claim}")
         for picture in _picture_files(path).values():
             if not picture.exists():
                 found.append(f"{picture.name} is missing")
@@ -99,31 +106,37 @@ def results_files() -> list[Path]:
     return [p for p in paths if not p.stem.endswith(others) and not p.stem.startswith(PREFIX)]
 
 
-def _from_files() -> str:
-    """Render what is committed."""
+def _from_files() -> dict[Path, str]:
+    """Render what is committed: the generated part of each page."""
     tables = {path: read_csv(path) for path in results_files()}
     quality = [
         run for path in sorted(RESULTS.glob("*-quality.csv")) for run in read_csv(path, Result)
     ]
     gpus = {path: read_csv(path, GpuRow) for path in sorted(RESULTS.glob(f"{PREFIX}*.csv"))}
-    return render(tables, quality, gpus, KERNELS.read_text())
+    short = [
+        f"{sections.short(rows)}\n\n{_picture(path, 'speedup', ROOT)}"
+        for path, rows in tables.items()
+    ]
+    return {
+        README: "\n\n".join(short) + "\n",
+        PERFORMANCE: render(tables, quality, gpus, KERNELS.read_text()),
+    }
 
 
 def write_text() -> None:
-    """Write the README's generated part; the pictures stay as they are."""
-    README.write_text(updated(README.read_text(), _from_files()))
-    print("written: README.md")
+    """Write the generated parts; the pictures stay as they are."""
+    for path, generated in _from_files().items():
+        path.write_text(updated(path, generated))
+        print(f"written: {path.name}")
 
 
 def _picture_files(path: Path) -> dict[str, Path]:
     return {name: path.with_name(f"{path.stem}-{name}.png") for name in PICTURES}
 
 
-def _pictures(path: Path) -> str:
-    return "\n\n".join(
-        f"![{PICTURES[name]}]({picture.relative_to(ROOT)})"
-        for name, picture in _picture_files(path).items()
-    )
+def _picture(path: Path, name: str, folder: Path) -> str:
+    """Return the link to a picture from a page in `folder`."""
+    return f"![{PICTURES[name]}]({os.path.relpath(_picture_files(path)[name], folder)})"
 
 
 def main() -> int:
@@ -136,7 +149,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     if parser.parse_args().check:
         found = disagreements()
-        print("\n".join(found) or "README.md and its pictures agree with the results")
+        print("\n".join(found) or "pages and pictures agree with the results")
         return 1 if found else 0
     for path in results_files():
         for picture in draw(path, path.parent):

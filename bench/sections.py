@@ -1,4 +1,4 @@
-"""The parts of the README that follow from results, as Markdown."""
+"""The parts of README.md and docs/performance.md that follow from results, as Markdown."""
 
 import re
 import statistics
@@ -16,6 +16,56 @@ from bench.table import SWEEPS, growth, sweep
 OURS = ("cpp", "cpp-steps", "torch", "torch-steps", "triton-fp16", "triton-bf16", "triton-ieee")
 WITHOUT_GAIN = 1.3
 """Cases whose ratio is below this are listed as those where the package does not help."""
+
+
+def headline(rows: list[Row]) -> str:
+    """Return the claim of README's opening: training against the tutorial's class."""
+    _, names, found = _claims(rows)
+    fast = next(name for name in names if name in OURS)
+    chosen = [
+        row
+        for row in found.values()
+        if row.provider == fast
+        and row.mode == "training"
+        and row.key[0] in {str(case) for case in CLAIMS}
+    ]
+    ratios = [row.ratio for row in chosen if row.ratio]
+    memory = [row.memory_ratio for row in chosen if row.memory_ratio]
+    return (
+        f"A training iteration is {min(ratios):.0f} to {max(ratios):.0f} times as fast as with the "
+        f"tutorial's class on a {_cores(rows[0])} CPU, and takes {min(memory):.0f} to "
+        f"{max(memory):.0f} times less memory."
+    )
+
+
+def _cores(row: Row) -> str:
+    return re.sub(r".*?(\d+) cores.*", r"\1-core", row.machine)
+
+
+def short(rows: list[Row]) -> str:
+    """Return README's table: a line per case, the tutorial's class and the fastest provider."""
+    cases, names, found = _claims(rows)
+    fast = next(name for name in names if name in OURS)
+    row = rows[0]
+    lines = [
+        _wrap(
+            f"4 grids of 64x64 cells, 80 steps, {row.machine}, {row.threads} threads, torch "
+            f"{row.torch}, at commit {_commit(row.commit)}. Medians; in brackets the lowest and "
+            "the highest of one round. *Fresh* states begin as seeds, *grown* ones are alive in "
+            "three quarters of their cells."
+        ),
+        "",
+        "| | tutorial's class | fastnca | times as fast | times less memory |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for case in cases:
+        base, ours = found[str(case), BASELINE], found[str(case), fast]
+        lines.append(
+            f"| {_title(case)} | {_digits(1e3 * (base.seconds or 0))} ms "
+            f"| {_digits(1e3 * (ours.seconds or 0))} ms | **{ours.ratio:.1f}** "
+            f"({ours.ratio_low:.1f} to {ours.ratio_high:.1f}) | {ours.memory_ratio:.0f} |"
+        )
+    return "\n".join(lines)
 
 
 def where(rows: list[Row], source: str) -> str:

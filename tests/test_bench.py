@@ -425,11 +425,19 @@ def test_readme_and_pictures_follow_from_the_committed_results():
 
 
 def test_disagreement_with_the_readme_is_found(tmp_path, monkeypatch):
-    text = readme.README.read_text()
-    changed = tmp_path / "README.md"
-    changed.write_text(text.replace("GFLOP/s", "TFLOP/s", 1))
+    pages = {"PERFORMANCE": ("GFLOP/s", "TFLOP/s"), "README": ("1,014 ms", "2,014 ms")}
+    for name, words in pages.items():
+        text = getattr(readme, name).read_text()
+        changed = tmp_path / getattr(readme, name).name
+        assert words[0] in text
+        changed.write_text(text.replace(*words, 1))
+        monkeypatch.setattr(readme, name, changed)
+        assert readme.disagreements() == [f"{changed.name} is not what the results give"]
+        monkeypatch.undo()
+    changed.write_text(readme.README.read_text().replace("iteration is 7 to", "iteration is 8 to"))
     monkeypatch.setattr(readme, "README", changed)
-    assert readme.disagreements() == ["README.md is not what the results give"]
+    (found,) = readme.disagreements()
+    assert found.startswith("README.md does not open with: A training iteration is 7 to ")
     monkeypatch.undo()
     for path in readme.RESULTS.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -47,6 +47,16 @@ def test_recolour(tmp_path, capsys):
         assert picture.size == (5 * (56 * 3 + 1) + 1, 56 * 3 + 2)
 
 
+def test_strip(tmp_path, capsys):
+    model = str(find("distill-growing/ex3_lizard.json"))
+    alive = run("strip", tmp_path / "new", capsys, model)
+    grown, damaged, healed = (alive[key][0] for key in ("200 steps", "damaged", "200 steps later"))
+    assert damaged < 0.9 * grown
+    assert healed == pytest.approx(grown, abs=0.01)
+    with Image.open(tmp_path / "new" / "strip.png") as picture:
+        assert picture.size == (1000, 230)
+
+
 @pytest.mark.long
 def test_four_digits_grow_and_stay(tmp_path, capsys):
     errors = run("four_digits", tmp_path, capsys)

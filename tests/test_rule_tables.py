@@ -11,7 +11,7 @@ from fastnca.backends.base import BACKENDS, RolloutCall
 from fastnca.masks import Updates
 from fastnca.rule import ACTIVATIONS, Taps
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "backends.md"
 
 UNEVEN: Taps = ((0.0, 0.5, -1.0), (0.25, 1.0, 0.0), (2.0, 0.0, -0.5))
 
@@ -57,7 +57,7 @@ def cells() -> list[tuple[str, ...]]:
 
 
 def markdown() -> str:
-    """Return the table of the README."""
+    """Return the table of docs/backends.md."""
     head, *rows = ("| " + " | ".join(line) + " |" for line in cells())
     return "\n".join((head, "| --- |" + " --- |" * len(NAMES), *rows))
 
@@ -72,8 +72,8 @@ def text() -> str:
     )
 
 
-def test_the_table_of_the_readme():
-    assert markdown() in README.read_text(), f"put this there:\n{markdown()}"
+def test_the_table_of_the_page():
+    assert markdown() in PAGE.read_text(), f"put this there:\n{markdown()}"
 
 
 def test_the_table_of_the_docstring():

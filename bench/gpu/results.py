@@ -1,8 +1,8 @@
-"""Turn what a run on a GPU left into committed rows and the README's GPU table.
+"""Turn what a run on a GPU left into committed rows and the GPU tables of the pages.
 
     python -m bench.gpu.results OUTDIR [--commit HASH]
 
-Writes `bench/results/gpu-NAME.csv`, NAME from the device, and the generated part of the README.
+Writes `bench/results/gpu-NAME.csv`, NAME from the device, and the generated parts of the pages.
 Numbers of a rehearsal, and of a run whose parity did not pass, are refused.
 """
 
@@ -227,7 +227,7 @@ def collect(folder: Path, commit: str | None = None) -> list[Row]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the rows and the README."""
+    """Write the rows and the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="OUTDIR", help="what the run left")
     parser.add_argument("--commit", help="of the code that ran, where that had no git")

@@ -188,7 +188,8 @@ def _add_regenerate(parser: argparse.ArgumentParser) -> None:
     before, after = f"steps before the damage ({DAMAGE_STEPS})", f"steps after it ({HEALING_STEPS})"
     parser.add_argument("--grow-steps", type=as_count, default=DAMAGE_STEPS, help=before)
     parser.add_argument("--steps", type=as_count, default=HEALING_STEPS, help=after)
-    parser.add_argument("--damage", choices=("rectangle", "disc"), default="rectangle")
+    kinds, text = ("rectangle", "disc"), "shape of what is set to zero (rectangle)"
+    parser.add_argument("--damage", choices=kinds, default=kinds[0], help=text)
     box = ("TOP", "LEFT", "BOTTOM", "RIGHT")
     parser.add_argument("--box", type=int, nargs=4, metavar=box, help="of the rectangle, in cells")
     parser.add_argument("--center", type=float, nargs=2, metavar=("Y", "X"), help="of the disc")
@@ -236,7 +237,12 @@ def _add_life(parser: argparse.ArgumentParser) -> None:
     from fastnca.commands.show import LIFE_PATTERNS, life
 
     parser.set_defaults(run=life)
-    parser.add_argument("--pattern", choices=list(LIFE_PATTERNS), default="glider")
+    parser.add_argument(
+        "--pattern",
+        choices=list(LIFE_PATTERNS),
+        default="glider",
+        help="what it starts as (glider)",
+    )
     parser.add_argument("--size", type=as_size, default=32, help=f"{CELLS} (32)")
     parser.add_argument("--steps", type=as_count, default=50, help="steps of the run (50)")
     _add_out(parser)
@@ -274,4 +280,5 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_backend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", choices=backend_names(), default="auto")
+    text = "what computes rollouts; auto: the fastest that can (auto)"
+    parser.add_argument("--backend", choices=backend_names(), default="auto", help=text)
