@@ -94,6 +94,7 @@ class ScaledLikeDropout(reference.NeuralCA):
         return self._step(state, mask.float() / update_rate)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("case", MODES, ids=str)
 @pytest.mark.parametrize("name", ["tutorial", "cpp", "cpp-steps", "torch", "torch-steps"])
 def test_gate_lets_right_providers_pass(name, case, pool):
@@ -110,6 +111,7 @@ def test_gate_catches_a_wrong_step(case, pool):
     assert "cells differ" in gate_of(NoLastTest(), case, pool)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="bench.run itself does this on CUDA")
 @pytest.mark.parametrize("mode", ["step+backward", "rollout+backward"])
 def test_gate_lets_fused_kernels_pass_in_the_interpreter(mode, pool):
@@ -248,6 +250,7 @@ def saved_for_backward(case, pool):
     return sum(kept.values())
 
 
+@pytest.mark.long
 def test_memory_of_a_fresh_process(pool):
     case = Case("rollout+backward", 48, 2, 12, "fresh")
     if sys.platform != "linux":
@@ -449,6 +452,7 @@ def test_disagreement_with_the_readme_is_found(tmp_path, monkeypatch):
     assert sum("was drawn from other results" in text for text in found) == 3
 
 
+@pytest.mark.long
 def test_benchmarks_run_only_when_asked_for():
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q"]
     done = subprocess.run(

@@ -39,6 +39,7 @@ def test_each_bound_can_break():
     assert not judgement(healed=math.nan).holds()["healed"]
 
 
+@pytest.mark.long
 def test_a_judgement_is_what_rollouts_of_the_reference_give():
     torch.manual_seed(0)
     model = excite(NeuralCA(6, 8, backend="reference"), 0.05).double().eval()
@@ -78,6 +79,7 @@ def test_scraps_are_living_cells_far_from_the_target(column, count, monkeypatch)
     assert judge(model, state, target).scraps == count
 
 
+@pytest.mark.long
 def test_the_study_trains_as_the_command_does(tmp_path, monkeypatch):
     options = {**SMALL, "iterations": 12, "damage": 1, "damage_start": 0, "seed": 3}
     options["learning_rate"] = 1e-3  # so that the model stays finite
@@ -180,6 +182,7 @@ def test_the_preset_is_one_of_the_cases():
     assert quick in [recipes.make_config(case, quick.iterations, 4) for case in recipes.RECIPES]
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("case", recipes.RECIPES)
 def test_every_case_is_a_recipe_that_trains(case):
     found = recipes.train(case, "heart", 8, 0, 2)

@@ -85,6 +85,7 @@ def test_train_leaves_model_metrics_and_pictures(run):
         assert gif.n_frames > 1
 
 
+@pytest.mark.long
 def test_train_says_what_it_does(tmp_path, capsys):
     assert main(["train", *QUICK, "--target", "ring", "--out", str(tmp_path / "r")]) == 0
     said = capsys.readouterr()
@@ -102,6 +103,7 @@ def test_train_is_reproducible(run, tmp_path, capsys):
     assert (tmp_path / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
 
 
+@pytest.mark.long
 def test_train_does_not_overwrite_a_run(run, tmp_path, capsys):
     before = (run / "model.safetensors").read_bytes()
     assert main(["train", *QUICK, "--out", str(run)]) == 1
@@ -152,6 +154,7 @@ def test_train_resumes(tmp_path, capsys):
     assert "no saved run" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_train_on_a_picture(tmp_path):
     Image.new("RGBA", (30, 20), (0, 90, 200, 255)).save(tmp_path / "p.png")
     out = tmp_path / "run"
@@ -159,6 +162,7 @@ def test_train_on_a_picture(tmp_path):
     assert (out / "growth.png").is_file()
 
 
+@pytest.mark.long
 def test_presets_and_flags_reach_the_trainer(tmp_path):
     flags = ["--preset", "persistent", "--no-clamp-loss", "--milestones", "1", "2"]
     assert main(["train", *QUICK, *flags, "--out", str(tmp_path / "r")]) == 0
@@ -178,6 +182,7 @@ def test_divergence_saves_the_model_and_exits_3(tmp_path, capsys):
         assert torch.isfinite(parameter).all()
 
 
+@pytest.mark.long
 def test_a_model_that_does_not_grow_is_saved_and_exits_3(tmp_path, capsys):
     out = tmp_path / "r"
     assert main(["train", *QUICK, "--learning-rate", "30", "--out", str(out)]) == 3
@@ -191,6 +196,7 @@ def test_a_model_that_does_not_grow_is_saved_and_exits_3(tmp_path, capsys):
     assert (out / "growth.png").is_file()
 
 
+@pytest.mark.long
 def test_no_iterations_leave_the_untrained_model(tmp_path, capsys):
     out = tmp_path / "r"
     assert main(["train", *QUICK, "--iterations", "0", "--out", str(out)]) == 0
@@ -200,6 +206,7 @@ def test_no_iterations_leave_the_untrained_model(tmp_path, capsys):
     assert not NeuralCA.load(out).update_net[2].weight.any()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_training_saves_and_tells_the_way_on(tmp_path, number, code):
@@ -266,6 +273,7 @@ def test_grow_from_a_tutorial_file(tmp_path):
     assert (tmp_path / "growth.png").is_file()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("command", ["grow", "regenerate"])
 def test_synchronous_pictures_are_others(model_dir, tmp_path, command):
     files = [tmp_path / name for name in ("random.png", "again.png", "all.png")]
@@ -417,6 +425,7 @@ def test_a_damaged_model_is_named(model_dir, capsys):
     assert "model.safetensors: its SHA-256 is not the one" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_version_and_module_entry():
     said = subprocess.run(
         [sys.executable, "-m", "fastnca", "--version"], capture_output=True, text=True, check=True

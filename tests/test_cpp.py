@@ -202,6 +202,7 @@ def test_a_gradient_that_is_not_finite_makes_all_of_them_nan(grown, value):
     assert all(each.isnan().all() for each in grads)
 
 
+@pytest.mark.long
 @COMPILED
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 options")
 @pytest.mark.parametrize("options", ["-mno-avx512f", "-mno-avx"])

@@ -79,6 +79,7 @@ def age(path, hours):
     os.utime(path, (then, then))
 
 
+@pytest.mark.long
 @COMPILED
 def test_libraries_are_built_once_and_kept(fresh, caplog):
     with caplog.at_level("INFO", logger="fastnca"):
@@ -146,6 +147,7 @@ def test_a_directory_that_others_can_write_into_is_refused(fresh):
     assert "others can write into it" in reason
 
 
+@pytest.mark.long
 @COMPILED
 def test_without_a_home_the_library_lasts_as_long_as_the_process(fresh, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
@@ -178,6 +180,7 @@ def test_a_damaged_library_is_compiled_again(quick, damage, caplog):
     assert f"not taken from {good}: it is damaged" in caplog.text
 
 
+@pytest.mark.long
 @COMPILED
 def test_a_library_that_was_cut_kills_no_later_process(quick):
     """Without the digest the system does: SIGBUS."""
@@ -197,6 +200,7 @@ def test_the_disk_has_a_library_before_its_name(quick, monkeypatch):
     assert events == ["fsync", "replace", "fsync"]
 
 
+@pytest.mark.long
 @COMPILED
 def test_two_processes_may_compile_at_the_same_time(quick, monkeypatch):
     monkeypatch.setenv("AWAITED", "2")  # compilers that are done before one returns

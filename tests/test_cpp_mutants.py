@@ -296,17 +296,20 @@ def copied(monkeypatch, tmp_path):
         function.cache_clear()
 
 
+@pytest.mark.long
 def test_copy_passes(copied, grown):
     assert max(errors(grown)) <= 1e-12
     assert max(errors_of_rules()) <= 1e-10
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name, copied, grown):
     MUTANTS[name].apply(name, copied)
     assert not max(errors(grown)) <= 1e-9
 
 
+@pytest.mark.one_in(30)
 @pytest.mark.parametrize("name", RULE_MUTANTS)
 def test_mutant_of_rules_is_caught(name, copied):
     RULE_MUTANTS[name].apply(name, copied)

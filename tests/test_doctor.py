@@ -170,6 +170,7 @@ def test_a_rule_that_kills_the_seed_warns_once(caplog):
     assert "lower learning_rate" in said
 
 
+@pytest.mark.long
 def test_states_out_of_range_warn_once(caplog):
     each = make(learning_rate=0.3, min_steps=30, max_steps=40)
     advance(each, 3 * PATIENCE)
@@ -187,6 +188,7 @@ def test_numbers_that_are_read_late_warn_as_well(caplog):
     assert len(warnings(caplog)) == 1
 
 
+@pytest.mark.long
 def test_a_model_that_learns_nothing_is_told_so_once(caplog):
     each = make(learning_rate=1e-9, min_steps=1, max_steps=2)
     advance(each, 2 * LEARNING_BY + 1)
@@ -197,6 +199,7 @@ def test_a_model_that_learns_nothing_is_told_so_once(caplog):
     )
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_fresh_model_warns_of_nothing(caplog, preset):
     advance(make(preset=preset, damage=int(preset == "regenerating")), 2 * PATIENCE)
@@ -232,6 +235,7 @@ def test_of_several_processes_the_first_one_warns(caplog):
     assert warnings(caplog) == []
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("preset", ["persistent", "growing", "regenerating"])
 def test_a_seed_made_to_die_is_repaired_within_20_iterations(caplog, preset):
     each = make(preset=preset, update_rate=1.0, damage=int(preset == "regenerating"))
@@ -312,6 +316,7 @@ def test_skipped_iterations_are_repaired_too_and_end_as_diverged(caplog):
     assert all(value.isfinite().all() for value in copy_weights(each.model).values())
 
 
+@pytest.mark.long
 def test_a_repaired_run_resumes_bit_for_bit(tmp_path):
     def run(upto, resume=False):
         each = make(preset="persistent", update_rate=1.0, iterations=100)
@@ -336,6 +341,7 @@ def test_a_repaired_run_resumes_bit_for_bit(tmp_path):
             path.rmdir() if path.is_dir() else path.unlink()
 
 
+@pytest.mark.long
 def test_the_command_line_prints_the_warning_above_the_bar(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(
@@ -356,6 +362,7 @@ def test_the_command_line_prints_the_warning_above_the_bar(tmp_path, monkeypatch
     assert not logging.getLogger("fastnca").handlers
 
 
+@pytest.mark.long
 def test_a_collapsed_run_has_an_exit_code_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("fastnca.commands.train._model", lambda *_: make(bias=-2.0).model)
     flags = ["--size", "12", "--iterations", "80", "--pool-size", "4", "--update-rate", "1"]

@@ -57,20 +57,20 @@ def test_strip(tmp_path, capsys):
         assert picture.size == (1000, 230)
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_four_digits_grow_and_stay(tmp_path, capsys):
     errors = run("four_digits", tmp_path, capsys)
     assert max(errors["64 steps"] + errors["200 steps"]) < 0.004  # an empty grid has 0.06 or more
     assert max(errors["1000 steps"]) < 0.01
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_denoise_beats_the_blur(tmp_path, capsys):
     errors = run("denoise", tmp_path, capsys)
     assert errors["Neural CA"][0] < errors["box blur"][0] / 2
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_recolour_changes_the_colour_and_nothing_else(tmp_path, capsys):
     model = str(find("distill-growing/ex3_lizard.json"))
     errors = run("recolour", tmp_path, capsys, model)

@@ -45,6 +45,7 @@ def make_model(case):
     return model
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_step_is_the_references(case):
     """Whatever batch and grid: one file computes all four."""

@@ -217,6 +217,7 @@ def test_limits_of_masks_are_rounded_as_python_rounds():
     assert found == [threshold(rate) for rate in rates]
 
 
+@pytest.mark.one_in(4)
 @NODE
 @pytest.mark.parametrize("make", [lizard, dots, small, moss])
 def test_grown_models_in_node_are_those_of_python(make):
@@ -233,6 +234,7 @@ def test_dead_cells_that_a_living_one_sees_are_updated_in_node():
     assert largest_difference(border(), found, 1) == 0
 
 
+@pytest.mark.one_in(7)
 @NODE
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_rules_in_node_are_those_of_python(case):

@@ -25,13 +25,14 @@ def load(path, **options):
     return each
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="victims are forked")
 @pytest.mark.parametrize(
     ("kills", "slots"),
     [
         (25, 128),
-        pytest.param(200, 128, marks=pytest.mark.long),
-        pytest.param(200, 8192, marks=pytest.mark.long),
+        pytest.param(200, 128, marks=pytest.mark.full),
+        pytest.param(200, 8192, marks=pytest.mark.full),
     ],
     ids=["25 kills, 1 MiB", "200 kills, 1 MiB", "200 kills, 64 MiB"],
 )
@@ -169,6 +170,7 @@ def damage(two, memory_path, kind, change):
     return each.iteration
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_flipped_bit_is_loaded_silently(two, memory_path, kind):
     generator = random.Random(kind)
@@ -185,6 +187,7 @@ def test_no_flipped_bit_is_loaded_silently(two, memory_path, kind):
     assert intact == 0 if kind != "manifest.json" else intact < 20
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_truncated_file_is_loaded(two, memory_path, kind):
     for part in range(100):
@@ -234,6 +237,7 @@ def poison_gradient(each, value):
     )
 
 
+@pytest.mark.one_in(20)
 @pytest.mark.parametrize("value", POISON)
 @pytest.mark.parametrize("poison", [poison_alpha, poison_colour, poison_hidden, poison_gradient])
 def test_weights_stay_finite_whatever_is_poisoned(poison, value):

@@ -77,6 +77,7 @@ def test_auto_precision_follows_torch(monkeypatch):
         assert operand_precision("auto", "cpu") == "bf16"
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("backend", ["triton", "torch", "reference"])
 def test_checkpoints_change_no_bit(backend, model, state):
     model.backend = backend
@@ -96,6 +97,7 @@ def test_checkpoints_are_counted_from_one(model, state):
         model.run_steps(state, 2, checkpoint_every=0)
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("backend", ["triton", "torch", "reference"])
 @pytest.mark.parametrize("count", [0, 2, 3, 5])
 def test_the_number_of_steps_may_be_a_tensor(backend, count, model, state):
@@ -122,6 +124,7 @@ def test_seed_may_be_a_tensor(backend, model, state):
     assert torch.equal(found, model.run_steps(state, 2, seed=9))
 
 
+@pytest.mark.long
 def test_compiled_rollouts_of_33_counts_share_two_graphs(model):
     graphs = []
     state = torch.rand(1, 8, 1, 1, device=DEVICE, requires_grad=True)
@@ -139,6 +142,7 @@ def test_compiled_rollouts_of_33_counts_share_two_graphs(model):
         assert torch.equal(a, b)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("training", [True, False])
 def test_a_compiled_step_is_the_fused_step(training, model, state):
     graphs = []

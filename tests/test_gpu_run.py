@@ -39,6 +39,7 @@ def members(archive: Path) -> set[str]:
         return {Path(name).name for name in tar.getnames() if name != "gpu"}
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not INTERPRETED, reason="a rehearsal is for machines without a GPU")
 def test_the_rehearsal_goes_through_every_part(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHON": sys.executable}
@@ -108,6 +109,7 @@ def test_everything_is_saved_after_each_part(tmp_path: Path, parts) -> None:
     assert not list(out.glob(".*"))
 
 
+@pytest.mark.long
 def test_a_part_that_hangs_is_killed_with_its_children(tmp_path: Path, parts, monkeypatch) -> None:
     monkeypatch.setattr(run, "GRACE", 0.5)
     code = (
@@ -183,6 +185,7 @@ def suite(tmp_path: Path, parts, monkeypatch):
     return put
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("chosen", "status", "reason", "counts"),
     [
@@ -198,6 +201,7 @@ def test_tests_are_counted(chosen, status, reason, counts, suite) -> None:
     assert (found["tests"], found["failures"], found["skips"]) == counts
 
 
+@pytest.mark.long
 def test_a_part_that_is_stopped_has_said_what_failed(suite, tmp_path: Path) -> None:
     heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
     try:

@@ -43,6 +43,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("name", RECIPES)
 def test_replays_give_the_bits_of_iterations(name):
     record = Recorder()
@@ -60,6 +61,7 @@ def test_replays_give_the_bits_of_iterations(name):
     assert len(set(graph.losses)) == 14
 
 
+@pytest.mark.long
 def test_one_capture_serves_every_number_of_steps_with_masks_of_its_own():
     record = Recorder()
     graph, plain = make_trainer(record, preset="growing"), make_trainer(preset="growing")
@@ -88,6 +90,7 @@ def test_an_iteration_that_is_not_finite_changes_nothing_and_is_counted():
     assert record.recorded == 1
 
 
+@pytest.mark.long
 def test_a_repair_goes_on_with_the_same_capture():
     record = Recorder()
     options = {"preset": "persistent", "update_rate": 1.0}
@@ -171,6 +174,7 @@ def change_precision(each):
     each.model.precision = "ieee"  # "auto" was fp16
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize(
     "replace",
     [
@@ -251,6 +255,7 @@ def test_a_loss_that_says_so_is_captured(loss):
     assert (record.recorded, record.replayed) == (1, 4)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("options", [{}, {"use_pool": False}, {"reseed": "before", "damage": 1}])
 def test_several_goals_are_captured(options):
     record, seeds = Recorder(), create_seed(16, 8, batch=3)

@@ -141,6 +141,7 @@ QUICK = [
 ]
 
 
+@pytest.mark.long
 def test_training_goes_on_from_an_imported_model(lizard, tmp_path, capsys):
     """Its weights, rule and seed are the first ones; the run needs no other option."""
     out = tmp_path / "run"
@@ -157,6 +158,7 @@ def test_training_goes_on_from_an_imported_model(lizard, tmp_path, capsys):
     assert main([*words, "--resume"]) == 0
 
 
+@pytest.mark.long
 def test_a_run_takes_the_size_of_the_model_it_starts_from(tmp_path, capsys):
     model = NeuralCA(6, 5)
     model.metadata = {"size": [12, 20]}

@@ -101,7 +101,7 @@ def try_changes(read, originals, numbers):
 
 
 COUNTS = pytest.mark.parametrize(
-    "count", [CHANGES, pytest.param(30 * CHANGES, marks=pytest.mark.long)]
+    "count", [CHANGES, pytest.param(30 * CHANGES, marks=pytest.mark.full)]
 )
 
 
@@ -132,6 +132,7 @@ def read_in_worker(first, count):
     print("refused", refused)
 
 
+@pytest.mark.long
 @COUNTS
 def test_a_changed_hdf5_file_gives_arrays_or_a_sentence(count):
     """Where HDF5 itself crashes, which it may in a process of its own, `read_keras` says so."""
@@ -192,6 +193,7 @@ def test_a_library_that_cannot_be_imported_is_said(tmp_path, monkeypatch):
         read_keras(ORIGINALS["keras"]()[0])
 
 
+@pytest.mark.long
 def test_the_other_process_may_take_a_gigabyte_and_no_more():
     if sys.platform != "linux":
         pytest.skip("memory is limited on Linux only")

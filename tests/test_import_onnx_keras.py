@@ -387,6 +387,7 @@ BAD_KERAS = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("make", "said"), BAD_KERAS.values(), ids=BAD_KERAS)
 def test_a_wrong_keras_file_is_refused_in_a_sentence(make, said):
     with pytest.raises(ValueError, match=said) as caught:

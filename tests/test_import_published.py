@@ -47,6 +47,7 @@ def test_every_growing_model_is_imported_as_its_article_reads_it(name):
     assert_alive(model)
 
 
+@pytest.mark.one_in(20)
 @pytest.mark.parametrize("number", range(TEXTURES))
 def test_textures_are_imported_as_their_article_reads_them(number):
     path = find("google-textures.json")
@@ -134,6 +135,7 @@ def test_a_permuted_copy_is_refused(file, seed):
         certify_model(path, {"": permuted(network, seed)}, "")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ["dots", "mondrian", "mixed4b_pool_reduce_40"])
 def test_a_permuted_texture_is_refused(name):
     path = find("google-textures.json")

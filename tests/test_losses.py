@@ -191,6 +191,7 @@ def goals(count=3, size=8, inputs=2, **options):
     return make(target=target, seed_state=seeds, model=model, **options)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "options",
     [

@@ -139,7 +139,7 @@ def reset_peak():
     Path("/proc/self/clear_refs").write_text("5")
 
 
-@pytest.mark.parametrize("count", [COUNT, pytest.param(10 * COUNT, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [COUNT, pytest.param(10 * COUNT, marks=pytest.mark.full)])
 def test_changed_files_raise_the_documented_errors_only(originals, memory_path, count):
     generator = random.Random(count)
     refused, slowest = dict.fromkeys(KINDS, 0), 0.0

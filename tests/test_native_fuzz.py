@@ -2,7 +2,7 @@
 
 Each entry is called with arguments of which some are wrong in one way. The outcome must be that of
 the reference, within rounding, or an exception with a message; a crash ends the process. A tenth of
-the counts runs by default, all of them with `-m long`.
+the counts runs by default, all of them with `-m full`.
 """
 
 import random
@@ -24,7 +24,7 @@ from tests.helpers import COMPILED, PARAMETERS
 from tests.test_cpp_rules import SKEW, VARIANTS, expected_rollout, make
 
 FEW = 200
-MANY = pytest.param(2000, marks=pytest.mark.long)
+MANY = pytest.param(2000, marks=pytest.mark.full)
 ERRORS = (NotImplementedError, OverflowError, RuntimeError, TypeError, ValueError, MemoryError)
 CHANNELS, HIDDEN, SIZE = 5, 7, (2, 4, 6)
 
@@ -295,6 +295,7 @@ def memory_is_equal(found, pieces):
     return all(torch.equal(a, b) for a, b in zip(found, pieces, strict=True))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("count", [FEW, MANY])
 @pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=COMPILED)])
 def test_operators(count, backend):
@@ -323,6 +324,7 @@ def test_operators(count, backend):
     assert computed > count / 40
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [FEW, MANY])
 @pytest.mark.parametrize("steps", [1, 2])
 def test_fused_rollout(count, steps):
@@ -358,6 +360,7 @@ def test_fused_rollout(count, steps):
     assert computed > count / 20
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [FEW, MANY])
 def test_gradients_of_the_fused_operators(count):
     if reasons := fused_reasons("cpu", torch.float32, CHANNELS, 16, "ieee"):
@@ -387,6 +390,7 @@ def test_gradients_of_the_fused_operators(count):
     assert computed > count / 20
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [FEW, MANY])
 def test_models_whose_layers_do_not_fit(count):
     """What the reference computes, or its error."""

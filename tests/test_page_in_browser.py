@@ -59,12 +59,14 @@ def moss_page() -> str:
     return page_of(moss(), "moss")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("path", PATHS)
 def test_masks_are_those_of_python(chromium, path):
     with visit(chromium, moss_page()) as seen:
         check_masks(run_in_browser(seen.page, mask_calls(path)))
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("make", [lizard, dots, small, moss])
 def test_grown_models_are_those_of_python(chromium, make, path):
@@ -85,6 +87,7 @@ def scripts(chromium: Any) -> Iterator[Any]:
     page.close()
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_rules_are_those_of_python(scripts, case):
     model, state = case_model(case), case_state(case)
@@ -109,6 +112,7 @@ def test_damage_and_seeds_leave_the_inputs_and_wrap_on_a_torus(scripts, path):
     check_painted(run_in_browser(scripts, paint_calls(path), page_of(case_model(PAINTED))))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [lizard, moss])
 def test_it_grows_is_damaged_and_heals(chromium, make):
     name = make.__name__
@@ -124,11 +128,13 @@ def test_it_grows_is_damaged_and_heals(chromium, make):
         assert f"{damaged:,} living cells on a grid of 48 by 48" in seen.words()
         assert seen.words() in seen.page.text_content("#news")
         seen.shoot(f"1100-damaged-{name}")
-        assert seen.grow(200) > damaged + 150
+        healed = seen.grow(200)
+        assert healed > damaged + 150, seen.words()
         seen.shoot(f"1100-healed-{name}")
         seen.check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [lizard, moss])
 def test_a_finger_damages_on_a_phone(chromium, make):
     name = make.__name__
@@ -143,7 +149,8 @@ def test_a_finger_damages_on_a_phone(chromium, make):
         assert damaged < whole - 150
         assert seen.page.evaluate("scrollY") == scrolled
         seen.shoot(f"360-damaged-{name}")
-        assert seen.grow(200) > damaged + 150
+        healed = seen.grow(200)
+        assert healed > damaged + 150, seen.words()
         seen.page.click("summary")
         seen.shoot(f"360-healed-{name}")
         small = "button, select, #tools label, input[type=range]"
@@ -154,6 +161,7 @@ def test_a_finger_damages_on_a_phone(chromium, make):
         seen.check()
 
 
+@pytest.mark.long
 def test_cells_are_counted_as_python_counts_them(chromium):
     model = moss()
     expected = model.run_steps(seed_of(model, 48), 20, 0.5, seed=7)
@@ -164,6 +172,7 @@ def test_cells_are_counted_as_python_counts_them(chromium):
         assert seen.settle() == int(model.get_alive_mask(expected).sum())
 
 
+@pytest.mark.long
 def test_everything_can_be_done_with_the_keyboard(chromium):
     with visit(chromium, moss_page()) as seen:
         keyboard, news = seen.page.keyboard, seen.page.locator("#news")
@@ -207,6 +216,7 @@ def test_everything_can_be_done_with_the_keyboard(chromium):
         seen.check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", PATHS)
 def test_seeds_can_be_planted_with_the_mouse(chromium, path):
     with visit(chromium, moss_page()) as seen:
@@ -218,6 +228,7 @@ def test_seeds_can_be_planted_with_the_mouse(chromium, path):
         assert seen.settle() == 27
 
 
+@pytest.mark.long
 def test_its_settings_are_used(chromium):
     with visit(chromium, moss_page()) as seen:
         sizes = seen.page.eval_on_selector_all("#size option", "(all) => all.map((o) => o.value)")
@@ -244,6 +255,7 @@ def test_its_settings_are_used(chromium):
         seen.check()
 
 
+@pytest.mark.long
 def test_a_path_can_be_chosen_and_goes_on_from_there(chromium):
     with visit(chromium, moss_page()) as seen:
         count = seen.grow(60)
@@ -270,6 +282,7 @@ HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {
 """
 
 
+@pytest.mark.long
 def test_a_lost_context_is_replaced(chromium):
     with visit(chromium, moss_page(), script=LOSE) as seen:
         seen.grow(30)
@@ -283,6 +296,7 @@ def test_a_lost_context_is_replaced(chromium):
         assert seen.grow(50) > 50
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
@@ -336,6 +350,7 @@ def test_it_moves_by_itself_where_nobody_minds(chromium, motion):
         seen.check()
 
 
+@pytest.mark.long
 def test_it_is_dark_where_the_user_wants_that(chromium):
     shades = {}
     for scheme in ("light", "dark"):
@@ -349,6 +364,7 @@ def test_it_is_dark_where_the_user_wants_that(chromium):
     assert all(max(shade) < 80 for shade in shades["dark"])
 
 
+@pytest.mark.long
 def test_a_texture_starts_blank_and_offers_no_seed(chromium):
     with visit(chromium, page_of(dots(), "dots")) as seen:
         assert seen.settle() == 40 * 37
@@ -362,6 +378,7 @@ def test_a_texture_starts_blank_and_offers_no_seed(chromium):
         seen.check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", ["js", "webgl"])
 @pytest.mark.parametrize("make", [moss, lizard, dots])
 def test_what_is_shown_is_what_python_shows(chromium, make, path):
@@ -391,6 +408,7 @@ def test_a_browser_without_webgl_computes_in_javascript(launch):
         seen.check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", ["js", "webgl"])
 def test_what_is_no_number_is_white(chromium, path):
     model = moss()

@@ -136,6 +136,7 @@ def test_a_port_that_is_taken_is_an_error(run, port, capsys):
         main(["play", str(run), "--port", "65536"])
 
 
+@pytest.mark.long
 def test_the_command_serves_the_model(run):
     words = [sys.executable, "-m", "fastnca", "play", str(run), "--no-browser"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}

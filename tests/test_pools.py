@@ -79,6 +79,7 @@ def test_a_pool_in_host_memory_hands_out_what_was_just_written():
     assert torch.equal(plain.states, host.states)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("preset", ["tutorial", "quick", "regenerating"])
 @pytest.mark.parametrize("seed", [5, None])

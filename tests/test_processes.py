@@ -57,7 +57,7 @@ def run(size, *arguments):
     return said
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.long)])
 def group(request, tmp_path_factory):
     """What 2 and 3 processes said, and where they saved."""
     path = tmp_path_factory.mktemp("processes")
@@ -144,6 +144,7 @@ def test_resume_with_fewer_processes_shares_the_pool_out_anew(group):
     assert each.skipped == 0
 
 
+@pytest.mark.long
 def test_resume_with_more_processes_shares_the_pool_out_anew(tmp_path):
     one = make(Processes())
     advance(one, 4)
@@ -158,6 +159,7 @@ def test_resume_with_more_processes_shares_the_pool_out_anew(tmp_path):
     assert said[0]["iteration"] == 7
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="processes are killed as on POSIX")
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others_and_loses_no_checkpoint(memory_path, victim):
@@ -175,6 +177,7 @@ def test_a_killed_process_ends_the_others_and_loses_no_checkpoint(memory_path, v
     assert each.iteration >= saved
 
 
+@pytest.mark.long
 def test_the_command_line_under_torchrun(tmp_path):
     out = tmp_path / "run"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -80,6 +80,7 @@ def interrupt(monkeypatch, number):
     monkeypatch.setattr(NeuralCA, "run_steps", run_steps)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")
 @pytest.mark.parametrize(
     ("flags", "rollout", "done", "best"),
@@ -123,6 +124,7 @@ def assert_equal(first, second):
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("iterations", [0, 1, 5])
 def test_average_and_best_weights_go_on_where_they_were(tmp_path, iterations):
     each, best = make(iterations)

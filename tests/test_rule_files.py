@@ -28,6 +28,7 @@ def make_model(case):
     return model
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_loaded_model_gives_the_same_bits(tmp_path, case):
     model = make_model(case)
@@ -44,6 +45,7 @@ def test_a_loaded_model_gives_the_same_bits(tmp_path, case):
         assert torch.equal(model.eval()(state), loaded.eval()(state))
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("case", VISIBLE[:: len(VISIBLE) // 12], ids=lambda case: case.name)
 def test_grow_draws_the_same_picture_of_the_file_and_of_the_model(tmp_path, case, capsys):
     model = make_model(case).float()
@@ -146,6 +148,7 @@ def test_info_prints_rule_and_backend(tmp_path, capsys):
     assert "triton does not: clamp=(-1.0, 1.0)" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_run_writes_its_rule_and_trains_the_same_again(tmp_path, capsys):
     options = [
         *("train", "--iterations", "2", "--size", "12", "--pool-size", "8", "--seed", "1"),
@@ -175,6 +178,7 @@ def test_a_run_writes_its_rule_and_trains_the_same_again(tmp_path, capsys):
     assert all(map(torch.equal, weights[0].values(), weights[1].values()))
 
 
+@pytest.mark.long
 def test_a_run_of_before_there_were_rules_is_read(tmp_path, capsys):
     config = tmp_path / "run.toml"
     config.write_text('hidden = 6\npadding = 3\nsize = 12\ntarget = "circle"\niterations = 1\n')

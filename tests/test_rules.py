@@ -84,6 +84,7 @@ def names_one(message: str, names: list[str]) -> bool:
     return any(re.search(rf"\b{name}\b", message) for name in names)
 
 
+@pytest.mark.one_in(4)
 @on_every_backend
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_state_and_every_gradient_equal_the_oracle_or_a_field_is_refused(

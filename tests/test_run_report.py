@@ -81,6 +81,7 @@ class Page(HTMLParser):
         return "".join(data for _, data in self.said)
 
 
+@pytest.mark.long
 def test_the_report_shows_all_parts_and_asks_for_nothing(finished, tmp_path):
     out = tmp_path / "report.html"
     flags = ["--steps", "5", "20", "--runs", "2", "--out", str(out)]

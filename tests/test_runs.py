@@ -26,6 +26,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("name", RECIPES)
 def test_forty_iterations_are_twenty_and_twenty_more(memory_path, name):
     straight, first = make_trainer(**RECIPES[name]), make_trainer(**RECIPES[name])
@@ -347,6 +348,7 @@ def test_a_run_goes_on_when_it_cannot_save_and_stops_after_three_times(
     assert load(memory_path).iteration == 15
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")
 @pytest.mark.parametrize("where", ["step", "save"])
 @pytest.mark.parametrize(

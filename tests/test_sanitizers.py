@@ -14,7 +14,7 @@ import pytest
 
 from fastnca.backends.cpp import build
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.full
 
 ROOT = Path(__file__).parent.parent
 FILES = (

@@ -68,6 +68,7 @@ def test_a_larger_sample_is_no_worse_and_an_equal_picture_tiled_is_equal():
         assert 0 < loss([sample], target).item() < 0.5
 
 
+@pytest.mark.long
 def test_the_gradient_is_that_of_finite_differences():
     loss = TextureLoss(levels=2, features=3)
     target = loss.prepare(create_texture("zebra", 12, dtype=torch.float64))

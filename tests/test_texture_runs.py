@@ -35,6 +35,7 @@ def run(tmp_path_factory):
     return out
 
 
+@pytest.mark.long
 def test_a_run_leaves_a_model_that_is_a_texture(run):
     model = NeuralCA.load(run)
     assert model.rule.alive == "none"
@@ -72,6 +73,7 @@ def test_its_pictures_show_sample_larger_grid_and_tiles(run):
         assert animation.n_frames > 1
 
 
+@pytest.mark.long
 def test_the_last_lines_say_how_near_it_is(tmp_path, capsys):
     assert train(tmp_path / "run", "--rule", "texture", "--target", "heart") == 0
     said = capsys.readouterr().out
@@ -81,6 +83,7 @@ def test_the_last_lines_say_how_near_it_is(tmp_path, capsys):
     assert "sample.png, larger.png, tiles.png" in said
 
 
+@pytest.mark.long
 def test_a_run_goes_on_bit_for_bit(run, tmp_path):
     flags = ["--target", "zebra", "--save-interval", "3", "--keep", "9"]
     short = [*flags, "--iterations", "6"]
@@ -125,6 +128,7 @@ def test_a_grown_model_is_drawn_in_its_colours(run, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_a_picture_becomes_a_texture(tmp_path):
     picture = Image.new("RGBA", (40, 20), (255, 0, 0, 255))
     picture.paste((0, 0, 255, 0), (20, 0, 40, 20))
@@ -163,6 +167,7 @@ def test_what_does_not_fit_is_one_sentence(tmp_path, capsys, words, said):
     assert error.count("\n") == 1
 
 
+@pytest.mark.long
 def test_a_texture_can_be_trained_with_another_loss(tmp_path):
     """The rule is one thing, the loss another."""
     words = ["--rule", "texture", "--preset", "tutorial", "--target", "heart", "--size", "16"]

@@ -245,6 +245,7 @@ def test_pickles_call_for_tensors_and_parameters(zipped) -> None:
             assert callable(getattr(sys.modules[module], name))
 
 
+@pytest.mark.long
 def test_import_warns_of_nothing_and_loads_no_compiler() -> None:
     code = (
         "import sys, warnings; warnings.simplefilter('error', FutureWarning)\n"

@@ -180,6 +180,7 @@ def spoil_gradient(each):
     each.model.update_net[2].weight.register_hook(lambda g: g * float("nan"))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("spoil", [spoil_weights, spoil_pool, spoil_gradient])
 @pytest.mark.parametrize("preset", ["tutorial", "persistent", "quick"])
 def test_numbers_that_are_not_finite_are_skipped_then_stop_training(spoil, preset):
@@ -313,6 +314,7 @@ def test_losses_that_are_not_finite_survive_a_resume(tmp_path):
     assert (other.skipped, other.iteration) == (1, 2)
 
 
+@pytest.mark.long
 def test_best_weights_are_averages_with_the_lowest_growth_loss():
     each = trainer(iterations=8)
     best, seen = EmaTracker(every=2, decay=0.5), {}
@@ -357,6 +359,7 @@ def test_growth_and_healing_loss_compare_rollouts_from_the_seed():
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("damage", [0, 1])
 def test_best_weights_heal_where_the_recipe_trains_for_it(damage):
     each = trainer(preset="persistent", damage=damage, iterations=4)

@@ -114,6 +114,7 @@ def test_a_callback_that_raises_at_the_end_hides_no_error():
     assert each.callbacks == []
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("preset", ["tutorial", "regenerating", "quick", "texture"])
 def test_forty_iterations_are_twenty_and_twenty_with_every_callback(tmp_path, preset):
     options = {"preset": preset, "pool_size": 8, "batch_size": 4, "iterations": 40}
@@ -162,6 +163,7 @@ def test_a_state_dict_in_memory_is_as_good_as_a_checkpoint():
 PLACES = {"alpha": 3, "colour": 0, "hidden": 6}
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("backend", ["reference", "torch", "cpp"])
@@ -210,6 +212,7 @@ def test_weights_that_are_not_finite_are_noticed_at_once(backend, number, value)
         assert weight.shape == good[name].shape
 
 
+@pytest.mark.long
 @COMPILED
 def test_steps_and_seeds_do_not_compile_anew():
     """A compiled rollout serves every number of steps and every seed with two graphs."""

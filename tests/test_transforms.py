@@ -80,6 +80,7 @@ TRANSFORMS = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms_give_what_the_reference_gives(model, state, name, whole):
@@ -289,6 +290,7 @@ def test_a_compiled_rollout_beyond_the_range_of_active_cells(model, state):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("change", ["activation", "hook", "method", "shape"])
 def test_a_changed_model_is_not_compiled_as_the_rule(model, state, change):
     if change == "activation":
@@ -333,6 +335,7 @@ def test_the_operators_are_as_torch_wants_them(model, state):
     assert torch.equal(nothing, state)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("strict", [False, True])
 def test_exported_models_take_any_batch_and_size(model, whole, strict):

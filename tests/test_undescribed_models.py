@@ -97,6 +97,7 @@ def test_a_run_of_it_is_refused_before_the_first_iteration(tmp_path, change):
     assert "free" not in str(caught.value)
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("change", CHANGES)
 def test_it_trains_without_a_directory(change):
     model = NeuralCA(16, 8)

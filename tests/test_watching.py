@@ -36,6 +36,7 @@ def finished(tmp_path_factory):
     return out
 
 
+@pytest.mark.long
 def test_the_options_of_a_run_train_the_same_again(finished, tmp_path):
     options = finished / "run.toml"
     saved = tomllib.loads(options.read_text())
@@ -49,6 +50,7 @@ def test_the_options_of_a_run_train_the_same_again(finished, tmp_path):
         assert (out / name).read_bytes() == (finished / name).read_bytes()
 
 
+@pytest.mark.long
 def test_the_command_line_counts_more_than_the_file(tmp_path):
     config = tmp_path / "c.toml"
     config.write_text(
@@ -156,6 +158,7 @@ def test_pictures_of_the_pool(finished):
         assert picture.size == (3 * 25 + 1, 2 * 25 + 1)  # 5 states in rows of 3
 
 
+@pytest.mark.long
 def test_an_overwritten_run_leaves_no_pictures(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
@@ -187,6 +190,7 @@ def test_tensorboard_is_asked_for_in_vain(tmp_path, monkeypatch, capsys):
     assert "pip install tensorboard" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_tensorboard_gets_every_iteration(tmp_path, monkeypatch):
     said = []
 
@@ -210,6 +214,7 @@ def test_tensorboard_gets_every_iteration(tmp_path, monkeypatch):
     assert losses == pytest.approx([float(row["loss"]) for row in rows], rel=1e-6)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "error",
     [

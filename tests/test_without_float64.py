@@ -25,6 +25,7 @@ class WithoutFloat64(TorchDispatchMode):
         return outputs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("on_device", [False, True], ids=["host decides", "device decides"])
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize("preset", PRESETS)

@@ -50,7 +50,8 @@ def _suite(
 
     def commands(folder: str, rehearse: bool) -> list[list[str]]:
         paths = [f"{TESTS}/{file}" for file in files]
-        command = _python("pytest", "-q", "-rfEs", "-o", "filterwarnings=default", *paths)
+        command = _python("pytest", "-q", "-rfEs", "-m", "not full", *paths)
+        command += ["-o", "filterwarnings=default"]
         if expression:
             command += ["-k", expression]
         if rehearse:

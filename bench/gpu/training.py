@@ -2,7 +2,7 @@
 
     python -m bench.gpu.training ROWS.jsonl [--rehearse]
 
-Runs are chaotic, so this is a look, not a proof; `pytest -m long tests/kernels/test_gpu.py`
+Runs are chaotic, so this is a look, not a proof; `pytest -m full tests/kernels/test_gpu.py`
 compares six seeds.
 """
 

@@ -47,6 +47,7 @@ def misaligned(tensor: Tensor) -> Tensor:
     return copy
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("steps", [1, 3])
 def test_callers_tensors_begin_anywhere(steps: int, device: torch.device) -> None:
     case = Case(9, 10, precision="fp16", steps=steps)
@@ -63,6 +64,7 @@ def test_callers_tensors_begin_anywhere(steps: int, device: torch.device) -> Non
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("steps", [1, 3])
 def test_saved_tensors_that_a_hook_moved(steps: int, device: torch.device) -> None:
     case = Case(9, 10, precision="fp16", steps=steps)

@@ -163,7 +163,7 @@ def test_graph_of_the_compiler_runs_the_fused_model(mode: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_training_ends_at_losses_of_the_same_size() -> None:
     """Runs are chaotic, so single ones may differ; from six seeds the better half must not."""
     seeds = range(6)

@@ -7,6 +7,7 @@ from tests.kernels.gpu_cases import GPU_CASES, gradients, launched, make_tensors
 from tests.kernels.helpers import NAMES, Case, make_problem, violations
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("case", GPU_CASES, ids=str)
 def test_every_case_can_be_made(case: Case) -> None:
     """With life and death, and a result that plain PyTorch in the same precision gets right."""

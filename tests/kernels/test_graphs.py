@@ -77,6 +77,7 @@ def equal(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 9])
 def test_step_count_on_the_device_gives_the_same_bits(count: int) -> None:
     """Five launches; what is stored beyond the last step is poison, nine steps are five."""
@@ -104,6 +105,7 @@ def test_step_count_needs_every_state() -> None:
         forward(leaves(), 4, device_steps=torch.tensor(2), checkpoint_every=2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [SEED, None])
 def test_replays_of_all_counts_give_the_same_bits(seed: int | None, recorder: FakeRecorder) -> None:
     """One capture forward and one backward serve every count up to its length, in any order."""
@@ -115,6 +117,7 @@ def test_replays_of_all_counts_give_the_same_bits(seed: int | None, recorder: Fa
     assert recorder.replayed == 6
 
 
+@pytest.mark.long
 def test_what_an_earlier_rollout_left_is_not_read(recorder: FakeRecorder) -> None:
     """A workspace full of NaN and of flags that are all set gives the same bits."""
     tensors = leaves()
@@ -131,6 +134,7 @@ def test_what_an_earlier_rollout_left_is_not_read(recorder: FakeRecorder) -> Non
         assert equal(outcome(tensors, steps), launched(tensors, steps))
 
 
+@pytest.mark.long
 def test_parameters_and_state_are_those_of_the_call(recorder: FakeRecorder) -> None:
     for scale in (1.0, 0.5, 0.25):
         state, parameters = leaves()
@@ -142,6 +146,7 @@ def test_parameters_and_state_are_those_of_the_call(recorder: FakeRecorder) -> N
     assert recorder.replayed > 0
 
 
+@pytest.mark.long
 def test_rollouts_before_the_first_backward_own_their_states(recorder: FakeRecorder) -> None:
     """Three rollouts wait at once; two workspaces may exist, the third is launched."""
     tensors = leaves()
@@ -154,6 +159,7 @@ def test_rollouts_before_the_first_backward_own_their_states(recorder: FakeRecor
         assert equal(found, expected[order])
 
 
+@pytest.mark.long
 def test_a_retained_graph_keeps_its_workspace(recorder: FakeRecorder) -> None:
     tensors = leaves()
     forward(tensors, 4)
@@ -165,6 +171,7 @@ def test_a_retained_graph_keeps_its_workspace(recorder: FakeRecorder) -> None:
     assert equal(first, launched(tensors, 4, seed=1)[1:])
 
 
+@pytest.mark.long
 def test_a_dropped_rollout_frees_its_workspace(recorder: FakeRecorder) -> None:
     tensors = leaves()
     for seed in range(6):
@@ -185,6 +192,7 @@ def alias_of(tensor: Tensor) -> Tensor:
     return tensor.detach()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pack", [copy_of, alias_of])
 def test_hooks_on_saved_tensors_see_the_states(pack, recorder: FakeRecorder) -> None:
     """What a hook copies is used instead of the workspace; what it aliases keeps it."""
@@ -198,6 +206,7 @@ def test_hooks_on_saved_tensors_see_the_states(pack, recorder: FakeRecorder) -> 
     assert equal((result.detach(), *backward(result, tensors)), expected)
 
 
+@pytest.mark.long
 def test_recomputation_by_torch_checkpoint(recorder: FakeRecorder) -> None:
     tensors = leaves()
     expected = launched(tensors, 4, seed=1)
@@ -235,6 +244,7 @@ def test_a_released_workspace_does_not_wait_for_the_collector(recorder: FakeReco
         gc.enable()
 
 
+@pytest.mark.long
 def test_memory_is_limited(recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The least recently used free workspace goes first; one in use stays."""
     tensors = leaves()
@@ -257,6 +267,7 @@ def test_memory_is_limited(recorder: FakeRecorder, monkeypatch: pytest.MonkeyPat
     assert equal((waiting.detach(), *backward(waiting, tensors)), expected)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("reason", ["environment", "few", "large", "checkpoints"])
 def test_what_is_not_replayed(
     reason: str, recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch
@@ -275,6 +286,7 @@ def test_what_is_not_replayed(
     assert recorder.recorded == 0
 
 
+@pytest.mark.long
 def test_a_failed_capture_is_told_and_launches(
     caplog: pytest.LogCaptureFixture, monkeypatch
 ) -> None:

@@ -65,6 +65,7 @@ def equal(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.one_in(3)
 @on_rules
 def test_operators(rule: Rule, device: torch.device) -> None:
     state, *parameters = draw(rule, device)
@@ -81,6 +82,7 @@ def test_operators(rule: Rule, device: torch.device) -> None:
     assert [grad.shape for grad in grads] == shapes + [torch.Size([0])] * (5 - len(shapes))
 
 
+@pytest.mark.one_in(3)
 @on_rules
 def test_compiled_graphs(rule: Rule, device: torch.device) -> None:
     tensors = draw(rule, device)
@@ -89,6 +91,7 @@ def test_compiled_graphs(rule: Rule, device: torch.device) -> None:
     assert equal(outcome(tensors, rule, compiled, steps=2), expected)
 
 
+@pytest.mark.one_in(2)
 @on_rules
 def test_transforms(rule: Rule, device: torch.device) -> None:
     tensors = draw(rule, device)
@@ -119,6 +122,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
+@pytest.mark.long
 @on_a_cpu
 @on_rules
 def test_replays_give_the_bits_of_launches(rule: Rule, device: torch.device, replays) -> None:
@@ -135,6 +139,7 @@ def test_replays_give_the_bits_of_launches(rule: Rule, device: torch.device, rep
     assert len(nodes.GRAPHS._workspaces) == 1
 
 
+@pytest.mark.long
 @on_a_cpu
 def test_a_texture_that_waits_keeps_its_workspace(device: torch.device, replays) -> None:
     """Its flags are empty: states, counter and weights alone tell that they are in use."""
@@ -153,6 +158,7 @@ def test_a_texture_that_waits_keeps_its_workspace(device: torch.device, replays)
     assert not any(workspace.in_use for workspace in spaces)
 
 
+@pytest.mark.long
 @on_a_cpu
 def test_workspaces_know_the_rule(device: torch.device, replays) -> None:
     """Of rules whose parameters have the same shapes."""

@@ -59,18 +59,21 @@ def single_complaints(device: torch.device) -> list[str]:
     return found or not_finite_errors(device, form)
 
 
+@pytest.mark.long
 @OVERFLOWS
 def test_copy_passes(tmp_path: Path, device: torch.device) -> None:
     with copied_kernels(tmp_path, "copy"):
         assert not complaints(device)
 
 
+@pytest.mark.long
 @OVERFLOWS
 def test_single_copy_passes(tmp_path: Path, device: torch.device) -> None:
     with copied_kernels(tmp_path, "copy"):
         assert not single_complaints(device)
 
 
+@pytest.mark.long
 @OVERFLOWS
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutant_is_caught(mutant: str, tmp_path: Path, device: torch.device) -> None:
@@ -78,6 +81,7 @@ def test_mutant_is_caught(mutant: str, tmp_path: Path, device: torch.device) -> 
         assert complaints(device)
 
 
+@pytest.mark.long
 @OVERFLOWS
 @pytest.mark.parametrize("mutant", SINGLE_MUTANTS)
 def test_single_mutant_is_caught(mutant: str, tmp_path: Path, device: torch.device) -> None:

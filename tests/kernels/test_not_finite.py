@@ -20,6 +20,7 @@ NAN, INF = float("nan"), float("inf")
 SETTINGS = {"first_step": 0, "update_rate": 0.5}
 
 
+@pytest.mark.long
 def test_not_finite_values_stay(device: torch.device) -> None:
     for form in forms(device):
         assert not not_finite_errors(device, form)
@@ -69,6 +70,7 @@ def roll_out_finite(precision: str, device: torch.device) -> Tensor:
     return fused_rollout(state.to(device), parameters, **options)
 
 
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize("precision", ["ieee", "fp16"])
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("channel", [3, 7])
@@ -89,6 +91,7 @@ def test_the_same_samples_as_in_the_reference(
     assert torch.equal(found[3], finite[3])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scale", [1.0, 1e9, 1e14])
 def test_networks_that_diverge(scale: float, device: torch.device) -> None:
     """Updates so large that alpha overflows, in either direction, and its cells die with it."""
@@ -105,6 +108,7 @@ def test_networks_that_diverge(scale: float, device: torch.device) -> None:
     assert any(expected) == (scale > 1)
 
 
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize("poison", ["alpha", "hidden channel", "diverging weights", None])
 @pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=COMPILED), "triton"])
 def test_a_trainer_skips_the_same_iterations(

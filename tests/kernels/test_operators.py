@@ -20,6 +20,7 @@ def tensors(device: torch.device) -> tuple[torch.Tensor, tuple[torch.Tensor, ...
     return problem.state.clone().to(device), tuple(p.to(device) for p in problem.parameters)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("checkpoint_every", [2, 3, 7])
 def test_checkpoints_give_the_same_bits(checkpoint_every: int, device: torch.device) -> None:
     case = Case(5, 9, steps=5, precision="fp16")
@@ -45,6 +46,7 @@ def test_rollout_is_its_steps(tensors, device: torch.device) -> None:
     assert torch.equal(state, whole)
 
 
+@pytest.mark.long
 def test_batch_is_its_grids_without_randomness(device: torch.device) -> None:
     problem = make_problem(Case(5, 11, batch=3, precision="fp16"))
     state, parameters = problem.state.to(device), tuple(p.to(device) for p in problem.parameters)
@@ -54,6 +56,7 @@ def test_batch_is_its_grids_without_randomness(device: torch.device) -> None:
     assert torch.equal(together, torch.cat(single))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "expanded"])
 def test_opcheck(tensors, layout: str, keep: bool, device: torch.device) -> None:
@@ -228,6 +231,7 @@ def test_more_steps_than_the_most_are_the_most(tensors) -> None:
     assert torch.equal(given[0], expected[0])
 
 
+@pytest.mark.long
 def test_import_needs_no_triton() -> None:
     code = (
         "import sys; sys.modules['triton'] = None\n"

@@ -66,21 +66,31 @@ def report(folder: Path, *options: str) -> list[dict]:
     return json.loads(file.read_text())
 
 
+def test_the_forward_step_compiles_for_a_gpu(tmp_path: Path) -> None:
+    options = ("--precision", "fp16", "--targets", "sm_90", "--kernel", "step_forward")
+    found = report(tmp_path, *options, "--variant", "fp16-c16-h128-eval")
+    assert {record["kernel"] for record in found} == {"step_forward"}
+    assert all(record["tensor_core_instructions"] >= 16 for record in found)
+
+
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder = tmp_path_factory.mktemp("report")
     return report(folder, "--precision", "fp16", "--targets", "sm_90")
 
 
+@pytest.mark.long
 def test_records_have_the_documented_keys(records: list[dict]) -> None:
     assert all(set(record) == KEYS for record in records)
 
 
+@pytest.mark.long
 def test_half_precision_steps_do_not_spill(records: list[dict]) -> None:
     for record in records:
         assert record["spill_bytes"] <= SPILLS.get(record["variant"], 0), record
 
 
+@pytest.mark.long
 def test_half_precision_steps_use_tensor_cores(records: list[dict]) -> None:
     steps = [r for r in records if r["kernel"].startswith(("step", "single"))]
     steps = [r for r in steps if r["kernel"] != "single_backward_end"]
@@ -89,6 +99,7 @@ def test_half_precision_steps_use_tensor_cores(records: list[dict]) -> None:
     assert all(r["tensor_core_instructions"] > 0 for r in steps)
 
 
+@pytest.mark.long
 def test_products_follow_one_another(records: list[dict]) -> None:
     """The compiler lets the parts of a product wait if it takes a branch for divergent.
 
@@ -102,6 +113,7 @@ def test_products_follow_one_another(records: list[dict]) -> None:
         assert 0 < record["tensor_core_waits"] <= most[record["kernel"]] + texture, record
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kernel", "variant", "limit"),
     [
@@ -121,6 +133,7 @@ def test_instructions_per_cell_stay_in_budget(
     assert record["spill_bytes"] == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", CONSUMER_GPUS)
 def test_kernels_fit_consumer_gpus(target: str, tmp_path: Path) -> None:
     chosen = ("--precision", "fp16", "--targets", target, "--variant", "c16-h128")
@@ -134,7 +147,7 @@ def test_kernels_fit_consumer_gpus(target: str, tmp_path: Path) -> None:
         assert record["spill_bytes"] <= 16 * texture, record
 
 
-@pytest.mark.long
+@pytest.mark.full
 @pytest.mark.parametrize(
     "chosen",
     [("--rules", "all"), ("--rules", "texture,torus", "--large", "--kernel", "step_")],
@@ -173,6 +186,7 @@ def instructions() -> dict[tuple[str, str], list[str]]:
 EQUAL = ("step_backward", "fp16-c16-h128-texture")
 
 
+@pytest.mark.long
 def test_relu_passes_nan_on(instructions) -> None:
     """A GPU's plain maximum of NaN and 0 is 0; the interpreter's is NaN, so it cannot tell.
 

@@ -49,6 +49,7 @@ def equal(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_step_matches_reference(case: Case, device: torch.device) -> None:
     problem = make_problem(case)
@@ -59,6 +60,7 @@ def test_there_are_enough_cases() -> None:
     assert len(CASES) >= 70
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["ieee", "fp16"])
 @pytest.mark.parametrize("rate", [0.5, None])
 def test_step_is_a_rollout_of_one_step(
@@ -75,10 +77,12 @@ def test_step_is_a_rollout_of_one_step(
         assert (got - wanted).abs().max() <= 1e-3 * wanted.abs().max()
 
 
+@pytest.mark.long
 def test_repetition_gives_the_same_bits(tensors) -> None:
     assert equal(outcome(tensors), outcome(tensors))
 
 
+@pytest.mark.long
 @OVERFLOWS
 def test_backward_can_be_repeated(tensors) -> None:
     *leaves, grad = tensors
@@ -91,6 +95,7 @@ def test_backward_can_be_repeated(tensors) -> None:
     assert equal(first, torch.autograd.grad(result, leaves, grad))
 
 
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize("seed", [0, 5, 2**31 + 7, 2**32 - 1, SEED])
 @pytest.mark.parametrize("step", [0, 2**31 + 3, FIRST_STEP, 2**40 + 1])
 def test_seed_as_a_tensor_draws_the_same_mask(tensors, seed: int, step: int) -> None:
@@ -104,6 +109,7 @@ def test_seed_as_a_tensor_draws_the_same_mask(tensors, seed: int, step: int) -> 
     assert torch.equal(found, fused_rollout(state, tuple(parameters), **as_rollout))
 
 
+@pytest.mark.long
 def test_any_strides_of_all_tensors(tensors) -> None:
     def strided(tensor: Tensor) -> Tensor:
         return torch.stack((tensor, tensor), dim=-1)[..., 0]
@@ -114,6 +120,7 @@ def test_any_strides_of_all_tensors(tensors) -> None:
     assert all(tensor.is_contiguous() for tensor in found[:2])
 
 
+@pytest.mark.long
 def test_any_alignment_of_all_tensors(tensors) -> None:
     def shifted(tensor: Tensor) -> Tensor:
         memory = torch.empty(tensor.numel() + 1, device=tensor.device)
@@ -122,6 +129,7 @@ def test_any_alignment_of_all_tensors(tensors) -> None:
     assert equal(outcome(tensors), outcome(tuple(shifted(tensor) for tensor in tensors)))
 
 
+@pytest.mark.long
 def test_expanded_gradient(tensors) -> None:
     state, *parameters, grad = tensors
     ones = torch.ones((), device=grad.device).expand_as(grad)
@@ -130,6 +138,7 @@ def test_expanded_gradient(tensors) -> None:
     )
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("exponent", [-60, -20, 20, 60])
 def test_gradients_scale_with_powers_of_two(tensors, exponent: int) -> None:
     *rest, grad = tensors
@@ -138,6 +147,7 @@ def test_gradients_scale_with_powers_of_two(tensors, exponent: int) -> None:
     assert equal(tuple(g * 2.0**exponent for g in plain), found)
 
 
+@pytest.mark.long
 def test_grids_with_gradients_of_any_size(device: torch.device) -> None:
     assert not scale_errors(device)
 
@@ -177,6 +187,7 @@ def spoil(kind: str, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return state, w1, b1, w2, b2, grad
 
 
+@pytest.mark.one_in(16)
 @OVERFLOWS
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 @pytest.mark.parametrize(
@@ -208,6 +219,7 @@ def test_changes_in_place_are_noticed(tensors) -> None:
         result.sum().backward()
 
 
+@pytest.mark.long
 def test_saved_tensors_may_move(tensors) -> None:
     expected = outcome(tensors)
     with torch.autograd.graph.save_on_cpu():

@@ -1,5 +1,6 @@
 """The alive threshold: strict, exact, and flipped only by rounding."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -23,6 +24,7 @@ def test_threshold_is_strict(device: torch.device) -> None:
         assert not border_errors(device, form)
 
 
+@pytest.mark.long
 def test_dead_neighbour_keeps_a_cell_alive(device: torch.device) -> None:
     for form in forms(device):
         assert not halo_errors(device, form)

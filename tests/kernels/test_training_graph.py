@@ -39,6 +39,7 @@ KINDS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not INTERPRETED, reason="a stand-in for the tests below")
 @pytest.mark.parametrize("kind", KINDS)
 def test_graph_of_an_iteration_gives_its_bits(kind: str) -> None:

@@ -80,12 +80,14 @@ def complaints(device: torch.device) -> list[str]:
         return scenarios.reach_errors(device) or scenarios.input_overflow_errors(device)
 
 
+@pytest.mark.long
 @OVERFLOWS
 def test_variant_copy_passes(tmp_path: Path, device: torch.device) -> None:
     with copied_kernels(tmp_path, "copy"):
         assert not complaints(device)
 
 
+@pytest.mark.long
 @OVERFLOWS
 @pytest.mark.parametrize("mutant", VARIANT_MUTANTS)
 def test_variant_mutant_is_caught(mutant: str, tmp_path: Path, device: torch.device) -> None:

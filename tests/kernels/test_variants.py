@@ -64,11 +64,13 @@ def count_of(steps: int, device: torch.device) -> Tensor:
     return torch.tensor(steps, device=device)
 
 
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_variant_matches_oracle(case: Variant, device: torch.device) -> None:
     check(case, make_variant(case), device)
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("case", SINGLE, ids=str)
 def test_step_as_a_rollout_matches_oracle(case: Variant, device: torch.device) -> None:
     check(case, make_variant(case), device, device_steps=count_of(1, device))
@@ -92,6 +94,7 @@ def test_cases_cover_the_rules() -> None:
         assert not size_reasons(case.precision, case.channels, *case.rule.hidden, capability=9)
 
 
+@pytest.mark.long
 def test_cases_have_cells_that_die() -> None:
     """Either half of the alive test decides in many cases, and the border in most of a torus."""
     seen = dict.fromkeys(("before", "after", "zeros"), 0)
@@ -114,6 +117,7 @@ def test_fresh_memory_is_no_number() -> None:
     assert torch.zeros(2).new_empty(4).isnan().all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("case", "every"), list(zip(LONG, (2, 7, 3, 2), strict=True)), ids=str)
 def test_checkpoints(case: Variant, every: int, device: torch.device) -> None:
     problem = make_variant(case)
@@ -121,6 +125,7 @@ def test_checkpoints(case: Variant, every: int, device: torch.device) -> None:
     assert equal(plain, check(case, problem, device, checkpoint_every=every))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("case", LONG, ids=str)
 def test_the_device_takes_fewer_steps(case: Variant, device: torch.device) -> None:
     fewer = replace(case, steps=3)
@@ -129,6 +134,7 @@ def test_the_device_takes_fewer_steps(case: Variant, device: torch.device) -> No
     assert torch.equal(found[0], run_variant(fewer, problem, device, wanted=slice(0))[0])
 
 
+@pytest.mark.long
 def test_launched_steps_are_replayed_ones(device: torch.device) -> None:
     case = replace(LONG[0], steps=9)  # long enough for a replay on a GPU
     problem = make_variant(case)
@@ -137,6 +143,7 @@ def test_launched_steps_are_replayed_ones(device: torch.device) -> None:
     assert equal(launched, run_variant(case, problem, device))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("case", SHORT, ids=str)
 def test_bits(case: Variant, device: torch.device) -> None:
     """They depend neither on the run, nor on strides, nor on whether gradients are wanted."""
@@ -153,6 +160,7 @@ def test_bits(case: Variant, device: torch.device) -> None:
     assert torch.equal(found[0], run_variant(case, problem, device, wanted=slice(0))[0])
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("case", SHORT, ids=str)
 def test_only_some_gradients(case: Variant, device: torch.device) -> None:
     """Gradients of the state alone, or of the parameters alone, are those of all."""
@@ -163,33 +171,40 @@ def test_only_some_gradients(case: Variant, device: torch.device) -> None:
     assert equal(tuple(parameters), alone)
 
 
+@pytest.mark.long
 def test_a_torus_rolls(device: torch.device) -> None:
     assert not scenarios.torus_errors(device)
 
 
+@pytest.mark.long
 def test_every_tap_both_ways(device: torch.device) -> None:
     for form in scenarios.forms(device):
         assert not scenarios.view_errors(device, form)
 
 
+@pytest.mark.long
 def test_living_corners(device: torch.device) -> None:
     for form in scenarios.forms(device):
         assert not scenarios.corner_errors(device, form)
 
 
+@pytest.mark.long
 def test_life_spreads(device: torch.device) -> None:
     assert not scenarios.spread_errors(device)
 
 
+@pytest.mark.long
 def test_every_cell_lives_without_an_alive_test(device: torch.device) -> None:
     assert not scenarios.every_cell_errors(device)
 
 
+@pytest.mark.long
 def test_cells_at_other_thresholds(device: torch.device) -> None:
     for form in scenarios.forms(device):
         assert not scenarios.threshold_errors(device, form)
 
 
+@pytest.mark.long
 @OVERFLOWS
 def test_inputs_stay(device: torch.device) -> None:
     assert not scenarios.inputs_errors(device)
@@ -199,6 +214,7 @@ def test_gradients_of_inputs(device: torch.device) -> None:
     assert not scenarios.input_gradient_errors(device)
 
 
+@pytest.mark.long
 @OVERFLOWS
 def test_not_finite_values_spread(device: torch.device) -> None:
     assert not scenarios.not_finite_errors(device)
