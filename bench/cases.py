@@ -1,29 +1,28 @@
 """What is measured: cases as data.
 
 A case is a mode at a grid size, batch, number of steps and kind of state. The lists below are the
-sets that `python -m bench.run` offers; `QUICK` and `CLAIMS` are part of `FULL`, so that a short run
+sets that `python -m bench run` offers; `QUICK` and `CLAIMS` are part of `FULL`, so that a short run
 can be compared with a long one.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 MODES = ("step", "step+backward", "rollout", "rollout+backward", "training", "inference")
 """step: one call in training mode. rollout: `steps` steps in training mode. +backward: with the
 loss of the circle and its gradient. training: one iteration of the pool trainer with Adam.
 inference: `steps` steps in eval mode, without gradient, where every cell updates."""
 
-STATES = ("fresh", "grown", "full")
-"""fresh: seeds. grown: 73 % alive. full: alive everywhere. See `bench/states.py`."""
+STATES = ("fresh", "grown", "full", "lizard", "texture")
+"""fresh: seeds. grown: 73 % alive. full: alive everywhere. lizard: a published pattern, grown for
+200 steps. texture: the texture rule, which has 12 channels and tests no cell for life. See
+`bench/models.py`."""
 
 FORWARD_FLOP = 16_384
 """Floating-point operations of one step of one cell, 2 (48 * 128 + 128 * 16)."""
 
-BACKWARD_FLOP = 32_768
-"""The same of the backward pass without any recomputation: twice the forward."""
-
-STATE_BYTES = 64
-"""One cell of 16 float32 channels; a step reads and writes it at least once."""
+TEXTURE_FLOP = 11_520
+"""The same of the texture rule, 2 (48 * 96 + 96 * 12)."""
 
 
 @dataclass(frozen=True)
@@ -98,18 +97,26 @@ class Case:
         return self.mode == "training" or self.mode.endswith("+backward")
 
     @property
+    def channels(self) -> int:
+        """Channels of a state."""
+        return 12 if self.state == "texture" else 16
+
+    @property
     def flop(self) -> int:
-        """Floating-point operations of a run that evaluates every cell, without recomputation."""
-        per_step = FORWARD_FLOP + (BACKWARD_FLOP if self.with_gradient else 0)
-        return self.cell_steps * per_step
+        """Floating-point operations of a run that evaluates every cell, without recomputation.
+
+        The backward pass has twice as many as the forward.
+        """
+        forward = TEXTURE_FLOP if self.state == "texture" else FORWARD_FLOP
+        return self.cell_steps * forward * (3 if self.with_gradient else 1)
 
     @property
     def least_bytes(self) -> int:
-        """Bytes that a run must move if each step reads and writes each state once.
+        """Bytes that a run must move if each step reads and writes each float32 state once.
 
         Forward: state in, state out. Backward: kept state and gradient in, gradient out.
         """
-        return self.cell_steps * STATE_BYTES * (5 if self.with_gradient else 2)
+        return self.cell_steps * 4 * self.channels * (5 if self.with_gradient else 2)
 
 
 def both(mode: str, size: int, batch: int, steps: int, compiled: bool = False) -> list[Case]:
@@ -135,11 +142,17 @@ def schedule(cases: Iterable[Case]) -> Iterator[tuple[int, Case]]:
 
 
 CLAIMS = unique(
-    replace(case, looks=3)
+    Case(mode, 64, 4, 80, state, compiled=True, looks=3)
     for mode in ("rollout+backward", "inference", "training")
-    for case in both(mode, 64, 4, 80, True)
+    for state in ("fresh", "grown", "lizard")
 )
 """The cases that the package was built for: the tutorial's training loop and its pictures."""
+
+TEXTURES = unique(
+    Case("rollout+backward", size, batch, steps, "texture", compiled=True)
+    for size, batch, steps in ((96, 4, 32), (128, 4, 64), (96, 1, 64))
+)
+"""A rule under which every cell lives, so that only the update mask saves work."""
 
 QUICK = unique(
     [
@@ -165,6 +178,7 @@ STEPS = (1, 8, 32, 80, 96)
 FULL = unique(
     [
         *CLAIMS,
+        *TEXTURES,
         Case("step", 64, 4, 1, "fresh"),
         Case("step", 64, 4, 1, "grown", compiled=True),
         Case("step+backward", 64, 4, 1, "fresh"),

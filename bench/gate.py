@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from bench.cases import Case
+from bench.models import Model
 from bench.providers import Tolerance
-from bench.runners import PARAMETERS, Outcome, Runner, TorchRunner, loss_of
+from bench.runners import Outcome, Runner, TorchRunner, gradients_of
 from fastnca import reference
 
 STEPS = 4
@@ -27,15 +28,15 @@ CELLS = 1 << 18
 
 
 def check(
-    runner: Runner, case: Case, state: Tensor, weights: dict[str, Tensor], tolerance: Tolerance
+    runner: Runner, case: Case, state: Tensor, model: Model, tolerance: Tolerance
 ) -> str | None:
     """Compare `runner` with the reference on the states and in the mode of `case`.
 
     Args:
         runner: the provider.
         case: the case.
-        state: `[B, 16, H, W]`, its states.
-        weights: the model's.
+        state: `[B, C, H, W]`, its states.
+        model: the network and its rule.
         tolerance: how far the provider may be off.
 
     Returns:
@@ -43,9 +44,9 @@ def check(
     """
     state = state[: max(1, CELLS // (case.size * case.size))]
     steps = min(case.steps, STEPS)
-    model = reference.NeuralCA().to(state.device)
-    model.load_state_dict(weights)
-    exact = TorchRunner(model, "own", "seeded")
+    module = reference.NeuralCA(model.channels, rule=model.rule).to(state.device)
+    module.load_state_dict(model.weights)
+    exact = TorchRunner(module, "own", "seeded", loss=model.loss)
     own = runner.masks(case.mode) == "own"
     train = case.mode != "inference" and not own
     with _float32_convolutions():
@@ -53,7 +54,7 @@ def check(
         wanted = exact.outcome("rollout", state, steps, train, case.with_gradient, SEED)
         wrong = difference(found, wanted, tolerance)
         if wrong is None and own and case.mode != "inference":
-            wrong = _check_own_mask(runner, case, model, tolerance)
+            wrong = _check_own_mask(runner, case, module, model, tolerance)
     return wrong
 
 
@@ -76,26 +77,25 @@ def difference(found: Outcome, wanted: Outcome, tolerance: Tolerance) -> str | N
 
 
 def _check_own_mask(
-    runner: Runner, case: Case, model: reference.NeuralCA, tolerance: Tolerance
+    runner: Runner, case: Case, module: reference.NeuralCA, model: Model, tolerance: Tolerance
 ) -> str | None:
     """Check one step whose mask the provider draws itself."""
-    shape = (case.batch, 16, case.size, case.size)
-    shape = (max(1, min(case.batch, CELLS // case.size**2)), *shape[1:])
+    batch = max(1, min(case.batch, CELLS // case.size**2))
+    shape = (batch, model.channels, case.size, case.size)
     generator = torch.Generator().manual_seed(SEED)
-    state = torch.rand(shape, generator=generator).to(next(model.parameters()).device)
+    state = torch.rand(shape, generator=generator).to(next(module.parameters()).device)
     state[:, 3] = 0.2 + 0.8 * state[:, 3]  # alive; a cell that is not updated stays alive
     found = runner.outcome(case.mode, state, 1, True, case.with_gradient, SEED)
     mask = (found.state != state).any(dim=1, keepdim=True)
     rate, cells = float(mask.float().mean()), mask.numel()
     if abs(rate - 0.5) > 3 / cells**0.5:  # six standard deviations
         return f"{rate:.3f} of {cells} cells were updated, not half of them"
-    model.zero_grad()
-    end = model._step(state, mask.float())
+    module.zero_grad()
+    end = module._step(state, mask.float())
     gradients = {}
     if case.with_gradient:
-        loss_of(end).backward()
-        named = dict(model.named_parameters())
-        gradients = {name: named[name].grad.clone() for name in PARAMETERS}
+        model.loss(end).backward()
+        gradients = gradients_of(module)
     return difference(found, Outcome(end.detach(), gradients), tolerance)
 
 

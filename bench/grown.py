@@ -1,11 +1,9 @@
 """Make a small trained model and its pool: which cells are alive decides what a step costs.
 
-    python -m bench.grown
-
-trains the tutorial's recipe on a 32x32 circle for 300 iterations from a fixed seed, and on until
-seeds grow: after some iterations they die, and a rollout of dead cells would cost next to nothing.
-Model and pool are kept in `bench/.cache/`; the other benchmarks call this when needed. Training is
-chaotic: another machine grows other states, which is why every result states its alive share.
+It is trained with the tutorial's recipe on a 32x32 circle for 300 iterations from a fixed seed, and
+on until seeds grow: after some iterations they die, and a rollout of dead cells would cost next to
+nothing. Model and pool are kept in `bench/.cache/`. Training is chaotic: another machine grows
+other states, which is why every result states its alive share.
 """
 
 from dataclasses import dataclass
@@ -62,9 +60,3 @@ def alive_after_growth(model: NeuralCA) -> float:
     with torch.no_grad():
         states = model.run_steps(create_seed(SIZE, batch=4), 80, seed=1)
     return float(model.get_alive_mask(states).mean(dim=(1, 2, 3)).min())
-
-
-if __name__ == "__main__":
-    shares = NeuralCA().get_alive_mask(load_grown().pool).mean(dim=(1, 2, 3))
-    quartiles = shares.quantile(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
-    print("alive share of the pool, quartiles:", [round(float(q), 2) for q in quartiles])

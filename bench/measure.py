@@ -10,10 +10,10 @@ from bench.cases import Case
 from bench.grown import Grown
 from bench.machine import Ceilings, Machine, free_memory, give_freed_memory_back
 from bench.memory import first_line, peak_in_fresh_process, peak_on_gpu
+from bench.models import alive_shares, prepare
 from bench.providers import BASELINE, Provider
 from bench.results import FAILED, OK, SKIPPED, WRONG, Row
 from bench.runners import Timed
-from bench.states import alive_shares, make_state
 from bench.timing import Clock, Times, interleave, ratios
 from fastnca.memory import is_out_of_memory
 
@@ -98,14 +98,15 @@ def _time(
     runs: dict[str, Timed] = {}
     firsts: dict[str, float] = {}
     try:
-        state = make_state(case.state, case.size, case.batch, bench.grown).to(bench.device)
-        start, mean = alive_shares(case, state, bench.grown.weights)
+        model, state = prepare(case, bench.grown)
+        state = state.to(bench.device)
+        start, mean = alive_shares(case, state, model)
         for provider in providers:
             name = provider.name
             rows[name] = replace(rows[name], alive_start=start, alive_mean=mean)
             try:
-                runner = provider.build(bench.grown.weights, bench.device)
-                wrong = gate.check(runner, case, state, bench.grown.weights, provider.tolerance)
+                runner = provider.build(model, bench.device)
+                wrong = gate.check(runner, case, state, model, provider.tolerance)
                 if wrong is not None:
                     rows[name] = replace(rows[name], status=WRONG, reason=wrong)
                     continue

@@ -17,13 +17,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bench.cases import Case
 from bench.grown import Grown
 from bench.machine import give_freed_memory_back
+from bench.models import prepare
 from bench.providers import PROVIDERS
 from bench.runners import Runner, Timed
-from bench.states import make_state
 
 _TIMEOUT = 300.0
 
@@ -93,11 +94,14 @@ def _measure(
 
 def _peak(case: Case, provider: str, grown: Grown) -> float:
     """Return the extra peak memory in MiB."""
-    runner = PROVIDERS[provider].build(grown.weights, torch.device("cpu"))
-    small = Case(case.mode, min(case.size, 48), 1, min(case.steps, 2), "fresh")
-    for warm_up in (small, case) if PROVIDERS[provider].compiles else (small,):
-        _prepare(runner, warm_up, grown).run()
-    timed = _prepare(runner, case, grown)
+    model, state = prepare(case, grown)
+    runner = PROVIDERS[provider].build(model, torch.device("cpu"))
+    small = Case(case.mode, min(case.size, 48), 1, min(case.steps, 2), case.state)
+    corner = state[:1, :, : small.size, : small.size].contiguous()
+    _prepare(runner, small, corner).run()
+    if PROVIDERS[provider].compiles:
+        _prepare(runner, case, state).run()
+    timed = _prepare(runner, case, state)
     give_freed_memory_back()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before_mib = _status("VmRSS")
@@ -105,8 +109,8 @@ def _peak(case: Case, provider: str, grown: Grown) -> float:
     return _status("VmHWM") - before_mib
 
 
-def _prepare(runner: Runner, case: Case, grown: Grown) -> Timed:
-    timed = runner.timed(case, make_state(case.state, case.size, case.batch, grown))
+def _prepare(runner: Runner, case: Case, state: Tensor) -> Timed:
+    timed = runner.timed(case, state)
     timed.reset()
     return timed
 

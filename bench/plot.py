@@ -1,13 +1,9 @@
 """Draw the figures of a results file: speed-up, scaling, memory.
 
-    python -m bench.plot CSV [--folder FOLDER]
-
 Each picture carries the SHA-256 of the CSV it was drawn from.
 """
 
-import argparse
 import hashlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -226,22 +222,3 @@ def heading(rows: list[Row]) -> str:
     """Say where the rows were measured."""
     row = rows[0]
     return f"{row.machine}, threads: {row.threads}; torch {row.torch}, commit {row.commit}"
-
-
-def main() -> int:
-    """Draw the figures of a file named on the command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__)
-    parser.add_argument("csv", type=Path)
-    parser.add_argument("--folder", type=Path, help="default: beside the CSV")
-    options = parser.parse_args()
-    try:
-        written = draw(options.csv, options.folder or options.csv.parent)
-    except (OSError, ValueError, IndexError) as error:
-        parser.error(f"{options.csv} cannot be drawn: {error}")
-    for figure in written:
-        print(figure)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,8 @@
 """Who is measured: the tutorial's class, compiled, this package's backends, and CAX.
 
-The baseline is `tests/tutorial.py`, the tutorial's code to the letter, as its users run it: in a
-loop, with torch's default settings.
+The baseline is the tutorial's code to the letter (`fastnca.testing.tutorial`), as its users run it:
+in a loop, with torch's default settings. Of a rule that is not the tutorial's, the baseline is the
+reference in the same loop.
 """
 
 import importlib.util
@@ -12,14 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bench.models import Model
 from bench.runners import Runner, StepByStep, TorchRunner
-from fastnca import NeuralCA
+from fastnca import NeuralCA, reference
 from fastnca.backends.cpp import cpp_reasons
-from tests import tutorial
+from fastnca.rule import TUTORIAL
+from fastnca.testing import tutorial
 
 BASELINE = "tutorial"
 
-Weights = dict[str, Tensor]
 Refusal = str | None
 
 
@@ -28,6 +30,24 @@ class TutorialCA(tutorial.NeuralCA):
 
     def run_steps(
         self, state: Tensor, steps: int, update_rate: float = 0.5, *, seed: int | None = None
+    ) -> Tensor:
+        """Call the module `steps` times; it draws its masks itself."""
+        for _ in range(steps):
+            state = self(state, update_rate)
+        return state
+
+
+class PlainCA(reference.NeuralCA):
+    """The reference of any rule, in a loop as the tutorial's class is; the seed is not used."""
+
+    def run_steps(
+        self,
+        state: Tensor,
+        steps: int,
+        update_rate: float = 0.5,
+        *,
+        seed: int | None = None,
+        first_step: int = 0,
     ) -> Tensor:
         """Call the module `steps` times; it draws its masks itself."""
         for _ in range(steps):
@@ -58,7 +78,7 @@ class Provider:
     Attributes:
         name: as in the results.
         what: one line for the help text.
-        build: makes a runner from weights, on a device.
+        build: makes a runner of a model, on a device.
         refusal: says why it cannot run on a device of this type, or returns None.
         tolerance: how exact it must be.
         kept_bytes: memory per cell and step that a differentiated run keeps, an estimate on the
@@ -68,38 +88,44 @@ class Provider:
 
     name: str
     what: str
-    build: Callable[[Weights, torch.device], Runner]
+    build: Callable[[Model, torch.device], Runner]
     refusal: Callable[[torch.device], Refusal]
     tolerance: Tolerance = Tolerance()
     kept_bytes: int = 1000
     compiles: bool = False
 
 
-def _eager(weights: Weights, device: torch.device) -> Runner:
-    model = TutorialCA().to(device)
-    model.load_state_dict(weights)
-    return TorchRunner(model, "drawn", "drawn")
+def _plain(model: Model, device: torch.device) -> torch.nn.Module:
+    """Return the baseline's module."""
+    tutorials = model.rule == TUTORIAL
+    module = TutorialCA() if tutorials else PlainCA(model.channels, rule=model.rule)
+    module.load_state_dict(model.weights)
+    return module.to(device)
 
 
-def _compiled(mode: str | None) -> Callable[[Weights, torch.device], Runner]:
-    def build(weights: Weights, device: torch.device) -> Runner:
+def _eager(model: Model, device: torch.device) -> Runner:
+    return TorchRunner(_plain(model, device), "drawn", "drawn", loss=model.loss)
+
+
+def _compiled(mode: str | None) -> Callable[[Model, torch.device], Runner]:
+    def build(model: Model, device: torch.device) -> Runner:
         torch._dynamo.reset()  # shapes and modes of the last case would count as recompilations
-        model = TutorialCA().to(device)
-        model.load_state_dict(weights)
-        model.compile(mode=mode, dynamic=False)
+        module = _plain(model, device)
+        module.compile(mode=mode, dynamic=False)
         before = torch.compiler.cudagraph_mark_step_begin if mode else lambda: None
-        return TorchRunner(model, "own", "own", before)
+        return TorchRunner(module, "own", "own", before, model.loss)
 
     return build
 
 
 def _ours(
     kind: type[NeuralCA], backend: str, masks: tuple[str, str], precision: str = "auto"
-) -> Callable[[Weights, torch.device], Runner]:
-    def build(weights: Weights, device: torch.device) -> Runner:
-        model = kind(backend=backend, precision=precision).to(device)
-        model.load_state_dict(weights)
-        return TorchRunner(model, *masks)
+) -> Callable[[Model, torch.device], Runner]:
+    def build(model: Model, device: torch.device) -> Runner:
+        options = {"rule": model.rule, "backend": backend, "precision": precision}
+        module = kind(model.channels, **options).to(device)
+        module.load_state_dict(model.weights)
+        return TorchRunner(module, *masks, loss=model.loss)
 
     return build
 
@@ -133,10 +159,12 @@ def _no_cax(device: torch.device) -> Refusal:
     return f"not installed: {', '.join(missing)}" if missing else None
 
 
-def _cax(weights: Weights, device: torch.device) -> Runner:
-    from bench.cax_runner import CaxRunner
+def _cax(model: Model, device: torch.device) -> Runner:
+    if model.rule != TUTORIAL:
+        raise NotImplementedError("only the tutorial's rule is built for CAX")
+    from bench.cax import CaxRunner
 
-    return CaxRunner(weights, device)
+    return CaxRunner(model.weights, device)
 
 
 def _fused(precision: str, tolerance: Tolerance) -> Provider:

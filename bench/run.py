@@ -1,9 +1,9 @@
 """Measure how fast, how much memory, how close to the limit, and at which sizes not.
 
-    python -m bench.run                      every case, about a quarter of an hour on two cores
-    python -m bench.run --quick              a look at everything, less than three minutes
-    python -m bench.run --claims             training and pictures at the tutorial's size
-    python -m bench.run --case rollout+backward:64:4:80:grown --provider tutorial,torch
+    python -m bench run                      every case, about half an hour on two cores
+    python -m bench run --quick              a look at everything, less than three minutes
+    python -m bench run --claims             training and pictures at the tutorial's size
+    python -m bench run --case rollout+backward:64:4:80:grown --provider tutorial,torch
 
 Writes a CSV with a row per case and provider, and figures beside it. With `--reference-csv` it
 compares its ratios with earlier ones. The exit status is 1 after a regression, a wrong result or an
@@ -12,7 +12,6 @@ error of a provider, 2 after a bad argument.
 
 import argparse
 import importlib.util
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     listed = "\n".join(f"  {p.name:<15} {p.what}" for p in PROVIDERS.values())
     parser = argparse.ArgumentParser(
-        prog="python -m bench.run",
+        prog="python -m bench run",
         description=__doc__,
         epilog=f"providers:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -213,7 +212,3 @@ def _share(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"must be a share in [0, 1), got {text}")
     return value
-
-
-if __name__ == "__main__":
-    sys.exit(main())

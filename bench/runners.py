@@ -10,17 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.cases import Case
-from bench.masks import injected_masks
 from fastnca import NeuralCA, create_target_circle, get_visible_state
 from fastnca.masks import update_masks
+from fastnca.testing import injected_masks
 from fastnca.training import PoolTrainer, TrainConfig
 
-PARAMETERS = (
-    "update_net.0.weight",
-    "update_net.0.bias",
-    "update_net.2.weight",
-    "update_net.2.bias",
-)
+Loss = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave: the state `[B, 16, H, W]`, and gradients by parameter name, or none."""
+    """What a run gave: the state `[B, C, H, W]`, and gradients by parameter name, or none."""
 
     state: Tensor
     gradients: dict[str, Tensor]
@@ -51,7 +46,7 @@ class Runner(Protocol):
         """
 
     def timed(self, case: Case, state: Tensor) -> Timed:
-        """Prepare runs of `case` from `state` `[B, 16, H, W]`."""
+        """Prepare runs of `case` from `state` `[B, C, H, W]`."""
 
     def outcome(
         self, mode: str, state: Tensor, steps: int, train: bool, gradient: bool, seed: int
@@ -59,10 +54,24 @@ class Runner(Protocol):
         """Run `steps` steps in the way of `mode`; "drawn" masks are those of `seed` as well."""
 
 
-def loss_of(state: Tensor) -> Tensor:
+def circle_loss(state: Tensor) -> Tensor:
     """Return the tutorial's loss of `state` `[B, 16, H, W]` against its circle."""
     target = create_target_circle(state.shape[-1]).to(state)
     return F.mse_loss(get_visible_state(state), target.expand(len(state), -1, -1, -1))
+
+
+def square_loss(state: Tensor) -> Tensor:
+    """Return the mean square of four channels, for rules whose colours are not clamped."""
+    return state[:, :4].square().mean()
+
+
+def gradients_of(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Return copies of the gradients of the network, by parameter name."""
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in module.named_parameters()
+        if name.startswith("update_net") and parameter.grad is not None
+    }
 
 
 class TorchRunner:
@@ -73,6 +82,7 @@ class TorchRunner:
         step_masks: see `Runner.masks`, of a call of the module.
         rollout_masks: the same, of `run_steps`.
         before: called before every run.
+        loss: of the last state of a run that is differentiated.
     """
 
     def __init__(
@@ -81,11 +91,13 @@ class TorchRunner:
         step_masks: str,
         rollout_masks: str,
         before: Callable[[], None] = lambda: None,
+        loss: Loss = circle_loss,
     ) -> None:
         self.module = module
         self._step_masks = step_masks
         self._rollout_masks = rollout_masks
         self._before = before
+        self._loss = loss
         self._weights = {name: value.clone() for name, value in module.state_dict().items()}
 
     def masks(self, mode: str) -> str:
@@ -103,7 +115,7 @@ class TorchRunner:
             with contextlib.nullcontext() if case.with_gradient else torch.no_grad():
                 end = self._advance(case.mode, state, case.steps, seed=None)
                 if case.with_gradient:
-                    loss_of(end).backward()
+                    self._loss(end).backward()
             return end
 
         return Timed(run, self.module.zero_grad)
@@ -122,9 +134,8 @@ class TorchRunner:
             end = self._advance(mode, state, steps, seed if kind == "seeded" else None)
             gradients = {}
             if gradient:
-                loss_of(end).backward()
-                named = dict(self.module.named_parameters())
-                gradients = {name: named[name].grad.clone() for name in PARAMETERS}
+                self._loss(end).backward()
+                gradients = gradients_of(self.module)
         return Outcome(end.detach().clone(), gradients)
 
     def _advance(self, mode: str, state: Tensor, steps: int, seed: int | None) -> Tensor:

@@ -11,6 +11,8 @@ from bench.runners import Timed
 FEWEST_ROUNDS = 3
 MOST_ROUNDS = 40
 _FLUSH_BYTES = 1 << 28
+_REST = 0.05
+"""Seconds before a run on a CPU, in which OpenMP's threads stop spinning for the run before."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Clock:
         """Return the seconds of one run."""
         timed.reset()
         if not self._cuda:
+            time.sleep(_REST)
             start = time.perf_counter()
             timed.run()
             return time.perf_counter() - start

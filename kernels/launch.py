@@ -62,7 +62,7 @@ def choose_launch(
 ) -> LaunchConfig:
     """Choose the launch of a step kernel from a fixed table, never by timing.
 
-    Tiles are as tall as the registers allow (`python -m bench.kernel_report`): with the
+    Tiles are as tall as the registers allow (`python -m bench kernels`): with the
     asynchronous tensor cores of data-centre GPUs, compute capabilities 9 and 10, an MMA of 128
     cells by 128 hidden units fits; on all others, consumer GPUs of capability 12 included, and with
     larger weights, half of it, or a quarter backward; float32 products run without tensor cores,

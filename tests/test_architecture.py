@@ -211,4 +211,26 @@ def test_device_functions_have_few_arguments_and_a_docstring():
 def test_files_stay_small(folder):
     for path in (ROOT / folder).rglob("*.py"):
         lines = len(path.read_text().splitlines())
-        assert lines <= (500 if folder == "tests" else 300), f"{path}: {lines} lines"
+        tests = "tests" in path.relative_to(ROOT).parts
+        assert lines <= (500 if tests else 300), f"{path}: {lines} lines"
+
+
+@pytest.mark.parametrize(
+    ("folder", "foreign"),
+    [
+        ("fastnca", {"bench", "tests"}),
+        ("kernels", {"bench", "tests"}),
+        ("tests", {"bench"}),
+        ("bench", {"tests"}),
+    ],
+)
+def test_folders_do_not_import_each_other(folder, foreign):
+    files = list((ROOT / folder).rglob("*.py"))
+    assert files
+    for path in files:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = [
+            alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+        ]
+        names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+        assert not {name.split(".")[0] for name in names} & foreign, path

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from fastnca import NeuralCA, __version__
 from fastnca.commands.parser import main
-from tests import tutorial
+from fastnca.testing import tutorial
 from tests.helpers import CPU_DEFAULT, excite
 
 DEFAULT = [

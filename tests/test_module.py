@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import fastnca
 from fastnca import NeuralCA, create_seed, get_visible_state, reference
-from tests import tutorial
+from fastnca.testing import tutorial
 from tests.helpers import copy_weights, excite, relative_error
 
 

@@ -11,7 +11,7 @@ from fastnca import NeuralCA, Rule, test_regeneration, visualize_growth, visuali
 from fastnca.pictures import encode_gif, plot_life, plot_loss, rollout_states, to_pixels
 from fastnca.pictures.render import seed_of
 from fastnca.states import clear_cells
-from tests import tutorial
+from fastnca.testing import tutorial
 from tests.helpers import excite
 
 

@@ -5,7 +5,7 @@ import torch
 
 from fastnca import reference
 from fastnca.states import create_seed
-from tests import tutorial
+from fastnca.testing import tutorial
 from tests.helpers import excite
 
 

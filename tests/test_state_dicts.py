@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fastnca import FileFormatError, NeuralCA, reference
 from fastnca.storage import state_dict
-from tests import tutorial
+from fastnca.testing import tutorial
 from tests.helpers import excite
 
 

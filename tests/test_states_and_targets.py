@@ -15,7 +15,7 @@ from fastnca import (
 )
 from fastnca.states import disc, rectangle
 from fastnca.targets import TARGETS
-from tests import tutorial
+from fastnca.testing import tutorial
 
 grids = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=8))
 

@@ -8,6 +8,11 @@ from itertools import product
 
 TESTS = "tests/kernels"
 LEFT_OUT = "not compiler and not 2_to_the_31"
+VERSIONS = """
+import sys, torch, triton
+print("Python", sys.version.split()[0], "torch", torch.__version__, "triton", triton.__version__)
+print("CUDA", torch.version.cuda, torch.cuda.is_available() and torch.cuda.get_device_properties(0))
+"""
 WORKERS = str(min(16, os.cpu_count() or 1))
 
 
@@ -44,9 +49,14 @@ def _rehearsed(arguments: list[str], rehearse: bool) -> list[str]:
 
 
 def _suite(
-    name: str, files: list[str], expression: str = "", workers: str = ""
+    name: str,
+    files: list[str],
+    expression: str = "",
+    workers: str = "",
+    before: list[str] | None = None,
 ) -> Callable[[str, bool], list[list[str]]]:
-    """Make the commands of a part of tests; a rehearsal collects them."""
+    """Make the commands of a part of tests, `before` first; a rehearsal collects them."""
+    first = [before] if before else []
 
     def commands(folder: str, rehearse: bool) -> list[list[str]]:
         paths = [f"{TESTS}/{file}" for file in files]
@@ -55,11 +65,11 @@ def _suite(
         if expression:
             command += ["-k", expression]
         if rehearse:
-            return [[*command, "--collect-only"]]
+            return [*first, [*command, "--collect-only"]]
         if workers:
             command += ["-n", workers, "--dist", "load"]
         reports = os.path.join(folder, f"{name}.jsonl")
-        return [[*command, "-p", "bench.gpu.reports", "--reports", reports]]
+        return [*first, [*command, "-p", "bench.gpu.reports", "--reports", reports]]
 
     return commands
 
@@ -118,7 +128,7 @@ PARTS = {
             "smoke",
             "versions and device; the tutorial's and the texture rule, every gradient",
             90,
-            _module("bench.gpu.smoke"),
+            _suite("smoke", ["test_first_look.py"], before=[sys.executable, "-c", VERSIONS]),
             proves=True,
         ),
         Part(

@@ -9,10 +9,23 @@ import argparse
 import os
 
 import torch
+from torch import Tensor
 
 from fastnca.backends.triton_fused import fused_rollout
-from fastnca.rule import CHANNELS, RULES
-from tests.kernels.gpu_cases import DEVICE, make_tensors
+from fastnca.rule import CHANNELS, RULES, Rule
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def make_leaves(batch: int, size: int, rule: Rule, channels: int) -> list[Tensor]:
+    """Draw a state with patches of life and a network of the rule."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    options = {"generator": generator, "device": DEVICE}
+    state = torch.randn(batch, channels, size, size, **options) * 0.3
+    state = state[..., : size // 2 + 1] if batch == 2 else state.abs()  # all alive, if large
+    _, *shapes = rule.shapes(channels).values()  # the filters are fixed
+    tensors = [state, *(torch.randn(shape, **options) * 0.05 for shape in shapes)]
+    return [tensor.detach().requires_grad_() for tensor in tensors]
 
 
 def main() -> None:
@@ -25,9 +38,7 @@ def main() -> None:
     os.environ["FASTNCA_GRAPHS"] = "0"
     batch, size = (1, 8) if options.rehearse else (options.batch, 33 if options.batch == 2 else 64)
     rule, channels = RULES[options.rule], CHANNELS[options.rule]
-    state, parameters = make_tensors(batch, size, rule=rule, channels=channels)
-    state = state[..., : size // 2 + 1] if batch == 2 else state.abs()  # all alive, if large
-    leaves = [tensor.detach().requires_grad_() for tensor in (state, *parameters)]
+    leaves = make_leaves(batch, size, rule, channels)
     settings = {"steps": 2, "seed": 1, "first_step": 0, "update_rate": 0.5, "precision": "fp16"}
     settings["rule"] = rule
     for profiled in (False, True):

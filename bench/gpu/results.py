@@ -1,6 +1,6 @@
 """Turn what a run on a GPU left into committed rows and the GPU tables of the pages.
 
-    python -m bench.gpu.results OUTDIR [--commit HASH]
+    python -m bench gpu-results OUTDIR [--commit HASH]
 
 Writes `bench/results/gpu-NAME.csv`, NAME from the device, and the generated parts of the pages.
 Numbers of a rehearsal, and of a run whose parity did not pass, are refused.
@@ -228,7 +228,9 @@ def collect(folder: Path, commit: str | None = None) -> list[Row]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the rows and the pages."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench gpu-results", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("folder", type=Path, metavar="OUTDIR", help="what the run left")
     parser.add_argument("--commit", help="of the code that ran, where that had no git")
     options = parser.parse_args(arguments)
@@ -241,11 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     path = RESULTS / f"{PREFIX}{name}.csv"
     write_csv(path, rows, Row)
     print(f"written: {path}")
-    from bench.readme import write_text  # reads these results in turn
+    from bench.pages import write_text  # reads these results in turn
 
     write_text()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

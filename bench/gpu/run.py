@@ -14,7 +14,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -201,7 +200,3 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name}: {outcome.status}, {outcome.seconds:.0f} s {outcome.reason}", flush=True)
     print((options.out / "summary.md").read_text())
     return sum(outcome.status in (FAILED, STOPPED) for outcome in outcomes)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from bench.cases import Case
 from bench.gpu.measure import FEWEST, Memory, Rows, measure
-from bench.providers import PROVIDERS, TutorialCA, Weights
+from bench.models import Model, Weights
+from bench.providers import PROVIDERS, TutorialCA
 from bench.runners import Timed, TorchRunner
 from bench.timing import Clock
 from fastnca import NeuralCA, reference
@@ -126,7 +127,7 @@ def make_runner(provider: str, weights: Weights, device: torch.device) -> TorchR
         model.load_state_dict(weights)
         return TorchRunner(model, "own", "seeded")
     name = "triton-fp16" if provider in ("launched", "replayed") else provider
-    runner = PROVIDERS[name].build(weights, device)
+    runner = PROVIDERS[name].build(Model(weights), device)
     assert isinstance(runner, TorchRunner)
     return runner
 

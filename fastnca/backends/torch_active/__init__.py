@@ -30,7 +30,7 @@ class TorchActive(ExactBackend):
     devices = frozenset(("cpu", "mps", "xpu"))
     least_cells = 2048
     """Below this many cells a single step costs less with the reference operators than the search
-    for active cells does (`python -m bench.run` measures it)."""
+    for active cells does (`python -m bench run` measures it)."""
 
     def refuses(self, call: RolloutCall) -> list[str]:
         """See `fastnca.backends.base.Backend`."""

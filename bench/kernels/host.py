@@ -1,6 +1,6 @@
 """Measure what the host spends on a step of the tutorial's loop, without a GPU.
 
-    python -m bench.host_cost [--repeats 2000] [--json FILE]
+    python -m bench host [--repeats 2000] [--json FILE]
 
 Every launch of a compiled kernel is replaced by one that only reads the addresses of its tensors,
 so what is timed is Python, torch's dispatcher, its autograd and its allocator (of the CPU), not
@@ -23,7 +23,6 @@ CPU adds to a parameter's gradient twenty times slower than others: denormals co
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -156,7 +155,9 @@ def each_further(run: Callable[[int], Any], repeats: int) -> float:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the costs, and write them as JSON if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench host", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--repeats", type=int, default=2000, help="timed calls of each kind")
     parser.add_argument("--json", type=Path, help="file to write the costs to")
     options = parser.parse_args(arguments)
@@ -167,7 +168,3 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

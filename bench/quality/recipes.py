@@ -1,7 +1,7 @@
 """Which recipe grows the best pattern in a given time: a study of the preset `quick`.
 
-    python -m bench.recipes [--csv FILE] [--seconds 20] [--size 24] [--jobs 2] [--cases a,b]
-    python -m bench.recipes --report
+    python -m bench recipes [--csv FILE] [--seconds 20] [--size 24] [--jobs 2] [--cases a,b]
+    python -m bench recipes --report
 
 Each case of `bench/recipe_cases.py` changes something in a base recipe. It is trained for every
 seed and target with the pool trainer, on one thread of the CPU, and judged by `bench.judge`. All
@@ -16,7 +16,6 @@ at 64x64 by `bench.quality`.
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,9 +26,9 @@ from typing import Any
 
 import torch
 
-from bench.judge import BOUNDS, Judgement, fit, judge
 from bench.machine import ROOT, describe
-from bench.recipe_cases import BASE, RECIPES
+from bench.quality.judge import BOUNDS, Judgement, fit, judge
+from bench.quality.recipe_cases import BASE, RECIPES
 from bench.results import read_if_there, write_csv
 from fastnca import NeuralCA, create_target
 from fastnca.training import EmaTracker, PoolTrainer, TrainConfig
@@ -109,7 +108,7 @@ def report(runs: list[Run]) -> str:
     for run in runs:
         cases.setdefault(run.case, []).append(run)
     lines = [
-        f"# {len(runs)} training runs by `python -m bench.recipes`",
+        f"# {len(runs)} training runs by `python -m bench recipes`",
         "",
         *_facts(runs),
         "",
@@ -157,10 +156,10 @@ def _line(case: str, runs: list[Run]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run what is missing, then write the table."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.recipes",
+        prog="python -m bench recipes",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -170,7 +169,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     parser.add_argument("--cases", default=",".join(RECIPES), help="names with commas between them")
     parser.add_argument("--report", action="store_true", help="write the table, run nothing")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     cases = options.cases.split(",")
     if unknown := sorted(set(cases) - RECIPES.keys()):
         parser.error(f"unknown cases: {', '.join(unknown)}; known are {', '.join(RECIPES)}")
@@ -219,7 +218,3 @@ def _sentence(run: Run) -> str:
         f"{run.case:<20} {run.target:<7} seed {run.seed}: {run.score:6.1%} of an empty grid, "
         f"{held} of {len(BOUNDS) + 1} bounds, {run.iterations} iterations, {run.seconds:.0f} s"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import textures
+from bench.quality import textures
 from fastnca.commands.parser import main
 from fastnca.losses import TextureLoss
 from fastnca.textures import TEXTURES, create_texture
 
-PAGE = Path(__file__).parent.parent / "docs" / "textures.md"
+PAGE = Path(__file__).parents[2] / "docs" / "textures.md"
 
 
 def test_a_run_is_compared_with_other_samples_of_its_material(tmp_path, monkeypatch, capsys):

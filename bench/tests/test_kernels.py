@@ -9,12 +9,6 @@ from pathlib import Path
 import pytest
 import triton
 
-
-@pytest.fixture(autouse=True)
-def _interpreter() -> None:
-    """Nothing is interpreted here, so nothing is skipped where that would fail."""
-
-
 ROOT = Path(__file__).parents[2]
 COMPILING = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 COMPILING["PYTHONPATH"] = str(ROOT)
@@ -61,7 +55,7 @@ else:
 
 def report(folder: Path, *options: str) -> list[dict]:
     file = folder / "report.json"
-    command = [sys.executable, "-m", "bench.kernel_report", *options, "--json", str(file)]
+    command = [sys.executable, "-m", "bench", "kernels", *options, "--json", str(file)]
     subprocess.run(command, cwd=ROOT, env=COMPILING, check=True)
     return json.loads(file.read_text())
 
@@ -162,7 +156,7 @@ def test_every_variant_fits(target: str, chosen: tuple[str, ...], tmp_path: Path
 
 
 PTX = """
-from bench.kernel_variants import compile_variant, variants
+from bench.kernels.variants import compile_variant, variants
 ENDS = ("begin_backward", "end_backward", "reduce_gradients", "single_gradient_end")
 for variant in variants("sm_90", rules=("tutorial", "texture")):
     if variant.name.endswith(("c16-h128", "fp16-c16-h128-texture")) or variant.kernel in ENDS:

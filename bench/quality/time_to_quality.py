@@ -1,6 +1,6 @@
 """How good the default recipe is, and how long it takes: `fastnca` against the tutorial's class.
 
-    python -m bench.quality [--csv FILE] [--models FOLDER] [--targets circle,heart] [--seeds 0-9]
+    python -m bench quality [--csv FILE] [--models FOLDER] [--targets circle,heart] [--seeds 0-9]
         [--preset quick]
 
 Trains as `fastnca train` does, with the same first weights, draws and masks, and judges the saved
@@ -14,7 +14,6 @@ tutorial's class on the same batch. Runs that are in the file already are not re
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,9 +24,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.judge import Judgement, fit, judge
 from bench.machine import describe, keep_freed_memory
 from bench.providers import TutorialCA
+from bench.quality.judge import Judgement, fit, judge
 from bench.results import read_if_there, write_csv
 from fastnca import NeuralCA
 from fastnca.commands.target import make_target
@@ -177,10 +176,10 @@ def read_seeds(text: str) -> Iterator[int]:
         yield from range(int(first), int(last or first) + 1)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Train every target and seed, print and write what came of it."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.quality",
+        prog="python -m bench quality",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -190,7 +189,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--seeds", default="0-2", help="such as 0,3,5-7")
     parser.add_argument("--preset", choices=list(PRESETS), default=DEFAULT_PRESET)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         seeds = list(read_seeds(options.seeds))
     except ValueError:
@@ -241,7 +240,3 @@ def _sentence(result: Result) -> str:
         f"{reached}{result.iterations} iterations in {result.seconds:.0f} s, tutorial's class "
         f"{result.tutorial_seconds:.0f} s (projected)"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

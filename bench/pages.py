@@ -1,14 +1,13 @@
 """Write the tables and pictures of README.md and docs/performance.md from the committed results.
 
-    python -m bench.readme            rewrites the parts between the markers, and the pictures
-    python -m bench.readme --check    only tells whether they agree; exit status 1 if not
+    python -m bench pages            rewrites the parts between the markers, and the pictures
+    python -m bench pages --check    only tells whether they agree; exit status 1 if not
 
 A test does what `--check` does.
 """
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 from bench import sections
@@ -16,14 +15,15 @@ from bench.gpu.results import PREFIX
 from bench.gpu.results import Row as GpuRow
 from bench.machine import ROOT
 from bench.plot import digest, draw, drawn_from
-from bench.quality import Result
+from bench.quality.table import time_to_quality
+from bench.quality.time_to_quality import Result
 from bench.results import Row, read_csv
 
 README = ROOT / "README.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "bench" / "results"
 KERNELS = ROOT / "kernels" / "README.md"
-BEGIN, END = "<!-- bench.readme begins -->\n", "<!-- bench.readme ends -->\n"
+BEGIN, END = "<!-- generated part begins -->\n", "<!-- generated part ends -->\n"
 PICTURES = {
     "speedup": "Speed-up of each provider over the tutorial's class",
     "scaling": "Time against cells, batch and steps",
@@ -51,10 +51,11 @@ def render(
             sections.where(rows, str(path.relative_to(ROOT))),
             sections.speed(rows),
             sections.memory(rows),
+            sections.textures(rows),
         ]
         parts += [_picture(path, name, PERFORMANCE.parent) for name in PICTURES]
         parts += [sections.powers_of_growth(rows), sections.without_gain(rows)]
-    parts.append(sections.time_to_quality(quality))
+    parts.append(time_to_quality(quality))
     parts += [sections.gpu(rows, str(path.relative_to(ROOT))) for path, rows in gpus.items()]
     if not gpus:
         parts.append(_NO_GPU)
@@ -102,7 +103,7 @@ def disagreements() -> list[str]:
 def results_files() -> list[Path]:
     """Return the committed results of `bench.run`, one file per machine."""
     paths = sorted(RESULTS.glob("*.csv"))
-    others = "-quality", "-recipes", "-rules", "-textures"
+    others = "-quality", "-recipes", "-textures"
     return [p for p in paths if not p.stem.endswith(others) and not p.stem.startswith(PREFIX)]
 
 
@@ -139,15 +140,15 @@ def _picture(path: Path, name: str, folder: Path) -> str:
     return f"![{PICTURES[name]}]({os.path.relpath(_picture_files(path)[name], folder)})"
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Write or check."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.readme",
+        prog="python -m bench pages",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--check", action="store_true")
-    if parser.parse_args().check:
+    if parser.parse_args(arguments).check:
         found = disagreements()
         print("\n".join(found) or "pages and pictures agree with the results")
         return 1 if found else 0
@@ -156,7 +157,3 @@ def main() -> int:
             print(f"written: {picture.relative_to(ROOT)}")
     write_text()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

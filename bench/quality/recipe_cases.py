@@ -1,4 +1,4 @@
-"""Recipes that `python -m bench.recipes` compares, as data."""
+"""Recipes that `python -m bench recipes` compares, as data."""
 
 from typing import Any
 

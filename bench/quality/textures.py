@@ -1,7 +1,7 @@
 """Compare trained textures with their targets, and other samples of the material with them.
 
     fastnca train --target zebra --out runs/zebra
-    python -m bench.textures runs/zebra ... [--csv FILE] [--picture FILE]
+    python -m bench textures runs/zebra ... [--csv FILE] [--picture FILE]
 
 For a run of a texture that is drawn by code it prints the texture loss of an untrained model, of
 other samples of the same material (`create_texture(name, size, seed=1)` and so on), and of the
@@ -145,14 +145,16 @@ def markdown(path: Path) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(description="compare trained textures with their targets")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench textures", description="Compare trained textures with their targets."
+    )
     parser.add_argument("runs", type=Path, nargs="+", help="directories of runs")
     parser.add_argument("--csv", type=Path, help="file to write")
     parser.add_argument("--picture", type=Path, help="PNG to write: targets above samples")
-    arguments = parser.parse_args(argv)
-    rows = [row for run in arguments.runs for row in measure(run)]
+    options = parser.parse_args(arguments)
+    rows = [row for run in options.runs for row in measure(run)]
     print("texture   grid     steps  untrained  other samples (lowest, highest)  trained  ratio")
     for row in rows:
         print(
@@ -162,11 +164,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     for run in {row.texture: row for row in rows}.values():
         print(f"{run.texture}: trained in {run.seconds:.0f} s, values within {run.largest:.2f}")
-    if arguments.picture is not None:
-        arguments.picture.write_bytes(draw(arguments.runs))
-    if arguments.csv is not None:
-        write_csv(arguments.csv, rows, Row)
-
-
-if __name__ == "__main__":
-    main()
+    if options.picture is not None:
+        options.picture.write_bytes(draw(options.runs))
+    if options.csv is not None:
+        write_csv(options.csv, rows, Row)
+    return 0

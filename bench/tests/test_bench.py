@@ -7,21 +7,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import gate, measure, readme, run
+from bench import gate, measure, pages, run
+from bench.__main__ import COMMANDS
+from bench.__main__ import main as command
 from bench.cases import CLAIMS, FULL, LARGE, QUICK, Case, schedule
 from bench.compare import compare, report
 from bench.grown import Grown
 from bench.machine import Ceilings, Machine
-from bench.masks import injected_masks
 from bench.measure import Bench, measure_case
 from bench.memory import peak_in_fresh_process
+from bench.models import Model, make_state
 from bench.providers import PROVIDERS, Provider, TutorialCA
 from bench.results import FAILED, OK, SKIPPED, WRONG, Row, read_csv, write_csv
 from bench.runners import TorchRunner
-from bench.states import make_state
 from bench.timing import Clock, Times, interleave, ratios
 from fastnca import NeuralCA, reference, update_mask
-from tests.helpers import excite
+from fastnca.testing import injected_masks
 
 CPU = torch.device("cpu")
 MACHINE = Machine("test", "cpu", 1, "default", "3", "2", "", "", "0", "none")
@@ -39,7 +40,8 @@ MODES = [
 def pool():
     """Weights that change a state, and states that are alive in part and everywhere."""
     torch.manual_seed(3)
-    model = excite(NeuralCA(), 0.05)
+    model = NeuralCA()
+    torch.nn.init.normal_(model.update_net[2].weight, 0, 0.05)
     states = torch.rand(8, 16, 32, 32)
     states[:, 3] *= 0.3 * (torch.rand(8, 32, 32) < 0.4)  # so that cells die
     for place in range(6):
@@ -58,7 +60,7 @@ def gate_of(model, case, pool, masks="seeded"):
     model.load_state_dict(pool.weights)
     state = make_state(case.state, case.size, case.batch, pool)
     runner = TorchRunner(model, masks, masks)
-    return gate.check(runner, case, state, pool.weights, PROVIDERS["torch"].tolerance)
+    return gate.check(runner, case, state, Model(pool.weights), PROVIDERS["torch"].tolerance)
 
 
 class NoLastTest(reference.NeuralCA):
@@ -94,14 +96,13 @@ class ScaledLikeDropout(reference.NeuralCA):
         return self._step(state, mask.float() / update_rate)
 
 
-@pytest.mark.one_in(2)
 @pytest.mark.parametrize("case", MODES, ids=str)
 @pytest.mark.parametrize("name", ["tutorial", "cpp", "cpp-steps", "torch", "torch-steps"])
 def test_gate_lets_right_providers_pass(name, case, pool):
     provider = PROVIDERS[name]
     state = make_state(case.state, case.size, case.batch, pool)
-    runner = provider.build(pool.weights, CPU)
-    assert gate.check(runner, case, state, pool.weights, provider.tolerance) is None
+    runner = provider.build(Model(pool.weights), CPU)
+    assert gate.check(runner, case, state, Model(pool.weights), provider.tolerance) is None
 
 
 @pytest.mark.parametrize("case", MODES[2:], ids=str)
@@ -111,17 +112,16 @@ def test_gate_catches_a_wrong_step(case, pool):
     assert "cells differ" in gate_of(NoLastTest(), case, pool)
 
 
-@pytest.mark.one_in(2)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="bench.run itself does this on CUDA")
 @pytest.mark.parametrize("mode", ["step+backward", "rollout+backward"])
 def test_gate_lets_fused_kernels_pass_in_the_interpreter(mode, pool):
     provider = PROVIDERS["triton-fp16"]
     case = Case(mode, 16, 1, 1 if mode.startswith("step") else 2, "grown")
     state = make_state(case.state, case.size, case.batch, pool)
-    runner = provider.build(pool.weights, CPU)
-    assert gate.check(runner, case, state, pool.weights, provider.tolerance) is None
+    runner = provider.build(Model(pool.weights), CPU)
+    assert gate.check(runner, case, state, Model(pool.weights), provider.tolerance) is None
     exact = PROVIDERS["torch"].tolerance
-    assert gate.check(runner, case, state, pool.weights, exact) is not None
+    assert gate.check(runner, case, state, Model(pool.weights), exact) is not None
 
 
 def test_gate_catches_a_wrong_gradient(pool):
@@ -168,10 +168,10 @@ def test_injected_masks_are_those_of_the_seed(pool):
 
 
 def test_a_wrong_provider_gives_a_row_that_says_so(bench, monkeypatch):
-    def build(weights, device):
-        model = NoLastTest()
-        model.load_state_dict(weights)
-        return TorchRunner(model, "seeded", "seeded")
+    def build(model, device):
+        module = NoLastTest()
+        module.load_state_dict(model.weights)
+        return TorchRunner(module, "seeded", "seeded")
 
     bad = Provider("bad", "wrong", build, lambda device: None)
     rows = measure_case(bench, MODES[2], [PROVIDERS["tutorial"], bad, PROVIDERS["torch"]])
@@ -209,7 +209,7 @@ def test_too_long_and_too_large_cases_are_skipped(bench):
 
 
 def test_an_error_of_a_provider_fails_the_run(bench):
-    def build(weights, device):
+    def build(model, device):
         raise TypeError("takes keyword arguments only")
 
     bad = Provider("bad", "fails", build, lambda _: None)
@@ -220,7 +220,7 @@ def test_an_error_of_a_provider_fails_the_run(bench):
 
 
 def test_memory_that_runs_out_is_a_skipped_row(bench):
-    def build(weights, device):
+    def build(model, device):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore lines")
 
     rows = measure_case(
@@ -408,7 +408,7 @@ def test_bad_arguments_are_a_sentence(arguments, capsys):
         run.main(arguments)
     assert stop.value.code == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("python -m bench.run: error: ")
+    assert last.startswith("python -m bench run: error: ")
 
 
 def test_short_lists_are_part_of_the_full_one():
@@ -424,32 +424,52 @@ def test_short_lists_are_part_of_the_full_one():
 
 
 def test_readme_and_pictures_follow_from_the_committed_results():
-    assert readme.disagreements() == []
+    assert pages.disagreements() == []
 
 
 def test_disagreement_with_the_readme_is_found(tmp_path, monkeypatch):
-    pages = {"PERFORMANCE": ("GFLOP/s", "TFLOP/s"), "README": ("1,014 ms", "2,014 ms")}
-    for name, words in pages.items():
-        text = getattr(readme, name).read_text()
-        changed = tmp_path / getattr(readme, name).name
+    number = pages.README.read_text().split(" ms |")[0].split()[-1]
+    changes = {"PERFORMANCE": ("GFLOP/s", "TFLOP/s"), "README": (number, "9,999")}
+    for name, words in changes.items():
+        text = getattr(pages, name).read_text()
+        changed = tmp_path / getattr(pages, name).name
         assert words[0] in text
         changed.write_text(text.replace(*words, 1))
-        monkeypatch.setattr(readme, name, changed)
-        assert readme.disagreements() == [f"{changed.name} is not what the results give"]
+        monkeypatch.setattr(pages, name, changed)
+        assert pages.disagreements() == [f"{changed.name} is not what the results give"]
         monkeypatch.undo()
-    changed.write_text(readme.README.read_text().replace("iteration is 7 to", "iteration is 8 to"))
-    monkeypatch.setattr(readme, "README", changed)
-    (found,) = readme.disagreements()
-    assert found.startswith("README.md does not open with: A training iteration is 7 to ")
+    changed.write_text(pages.README.read_text().replace("A training iteration is", "It is"))
+    monkeypatch.setattr(pages, "README", changed)
+    (found,) = pages.disagreements()
+    assert found.startswith("README.md does not open with: A training iteration is ")
     monkeypatch.undo()
-    for path in readme.RESULTS.iterdir():
+    for path in pages.RESULTS.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     copied = tmp_path / "cpu-2core.csv"
     copied.write_text(copied.read_text() + "\n")
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    monkeypatch.setattr(readme, "ROOT", tmp_path.parent)
-    found = readme.disagreements()
+    monkeypatch.setattr(pages, "RESULTS", tmp_path)
+    monkeypatch.setattr(pages, "ROOT", tmp_path.parent)
+    found = pages.disagreements()
     assert sum("was drawn from other results" in text for text in found) == 3
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command([name, "--help"])
+    assert stop.value.code == 0
+    assert "usage: " in capsys.readouterr().out
+
+
+def test_run_is_the_command_without_a_name(capsys):
+    assert command(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"\n  {name} " in listed for name in COMMANDS)
+    assert command(["rules"]) == 2
+    assert "unknown command 'rules'; there are run, " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command(["--provider", "nobody"])
+    assert "python -m bench run: error: " in capsys.readouterr().err
 
 
 @pytest.mark.long
@@ -457,7 +477,7 @@ def test_benchmarks_run_only_when_asked_for():
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q"]
     done = subprocess.run(
         [*command, "bench", "--benchmark-only"],
-        cwd=readme.ROOT,
+        cwd=pages.ROOT,
         capture_output=True,
         text=True,
         check=True,

@@ -20,9 +20,9 @@ from bench.gpu.measure import Rows
 from bench.gpu.parts import PARTS, Part, _suite
 from bench.gpu.results import Row
 from bench.results import read_csv
-from tests.kernels.conftest import INTERPRETED
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
+INTERPRETED = not torch.cuda.is_available()
 FILES = {"rows.jsonl", "parts.csv", "summary.md", "gpu.tar.gz"}
 GPU = {"machine": "NVIDIA H100", "device": "cuda", "cuda": "13.0", "torch": "2.11.0"}
 GPU |= {"triton": "3.6.0", "python": "3.12.3", "fastnca": "0.1.0", "commit": "unknown"}
@@ -256,7 +256,7 @@ def test_rows_of_a_run_are_written_and_shown(tmp_path: Path, monkeypatch) -> Non
     rows = make_run(tmp_path)
     written: list[str] = []
     monkeypatch.setattr(results, "RESULTS", tmp_path)
-    monkeypatch.setattr("bench.readme.write_text", lambda: written.append("README"))
+    monkeypatch.setattr("bench.pages.write_text", lambda: written.append("README"))
     assert results.main([str(tmp_path), "--commit", "abc1234"]) == 0
     assert written == ["README"]
     found = read_csv(tmp_path / "gpu-h100.csv", Row)

@@ -1,6 +1,6 @@
 """Compile every kernel for several GPUs, without one, and report what the compiler made of it.
 
-    python -m bench.kernel_report [--json FILE] [--targets sm_89,sm_90] [--rules texture,torus] \
+    python -m bench kernels [--json FILE] [--targets sm_89,sm_90] [--rules texture,torus] \
         [--large] [--precision fp16] [--kernel step] [--variant c16-h128]
 
 Registers, spills and instruction counts are read from the machine code, disassembled with the
@@ -11,14 +11,13 @@ import argparse
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import triton
 
-from bench.kernel_variants import DEFAULT_RULES, VARIED, Variant, compile_variant, variants
+from bench.kernels.variants import DEFAULT_RULES, VARIED, Variant, compile_variant, variants
 from fastnca.kernels import OPERAND_DTYPES
 
 TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -116,7 +115,9 @@ def examine(variant: Variant, target: str) -> Record:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the report, and write it as JSON if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench kernels", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--json", type=Path, help="file to write the records to")
     parser.add_argument("--targets", default=",".join(TARGETS), help="comma-separated, as sm_90")
     known = ", ".join(VARIED)
@@ -156,7 +157,3 @@ def main(arguments: list[str] | None = None) -> int:
         rows = [asdict(record) for record in records]
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
