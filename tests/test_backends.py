@@ -10,9 +10,12 @@ import torch.nn as nn
 
 from fastnca import BackendError, NeuralCA, Rule, backends, use_backend
 from fastnca.backends import choose
-from fastnca.backends.base import BACKENDS, register
+from fastnca.backends.base import BACKENDS, RolloutCall, register
 from fastnca.backends.choose import choose_backend
 from fastnca.backends.triton_fused.limits import interpreter_reasons, size_reasons
+from fastnca.masks import Updates
+from fastnca.recognition import parameters_of
+from fastnca.rule import TUTORIAL
 from tests.helpers import COMPILED, CPU_DEFAULT, copy_weights, excite
 
 STATE = torch.rand(1, 16, 5, 5)
@@ -272,3 +275,12 @@ def test_learned_filters_must_have_the_weights_dtype():
     model.update_net.double()
     (reason,) = model.explain(STATE).refused["torch"]
     assert "ordinary tensors of one dtype" in reason
+
+
+def test_triton_refuses_masks_that_are_given():
+    masks = torch.ones(2, *STATE.shape[:1], *STATE.shape[2:], dtype=torch.bool)
+    call = RolloutCall(STATE, parameters_of(NeuralCA()), TUTORIAL, Updates(2, masks))
+    (reason,) = BACKENDS["triton"].refuses(call)
+    assert reason.startswith("masks that are given: ")
+    drawn = RolloutCall(STATE, parameters_of(NeuralCA()), TUTORIAL, Updates(2, seed=1))
+    assert reason not in BACKENDS["triton"].refuses(drawn)

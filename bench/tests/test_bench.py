@@ -364,6 +364,21 @@ def test_looks_are_one_result(tmp_path, bench, monkeypatch, capsys):
         assert row.seconds_low <= row.seconds <= row.seconds_high
 
 
+@pytest.mark.parametrize(
+    ("provider", "status", "seconds", "again"),
+    [
+        ("torch", OK, 0.1, True),
+        ("torch", OK, run.SLOW, False),
+        ("tutorial", OK, 2 * run.SLOW, True),
+        ("torch", FAILED, None, False),
+        ("tutorial", WRONG, None, False),
+    ],
+)
+def test_who_is_looked_at_again(provider, status, seconds, again):
+    row = Row("rollout", 24, 1, 4, "grown", provider, status, seconds=seconds)
+    assert run._comes_again(row) is again
+
+
 def test_command_line_compares_and_writes(tmp_path, bench, monkeypatch, capsys):
     monkeypatch.setattr(run, "_set_up", lambda options, device: bench)
     case = ["--case", "rollout:24:1:4:grown", "--provider", "tutorial,torch,triton-ieee"]

@@ -146,7 +146,7 @@ def explain(model: "NeuralCA", state: Tensor) -> Explanation:
         if not reasons and asked != "auto":
             reasons = [f"backend='{asked}' was asked for"]
         if not reasons:
-            listed = " and ".join(sorted(backend.devices))
+            listed = " and ".join(sorted(backend.devices)) or "no"
             reasons = [f"it is taken on {listed} devices; backend='{backend.name}' asks for it"]
         refused[backend.name] = reasons
     return Explanation(name, refused)

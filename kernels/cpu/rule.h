@@ -10,7 +10,7 @@ constexpr int MOST_FILTERS = 4, TAPS = 9, ALPHA = 3;
 
 enum Padding : int64_t { ZEROS, CIRCULAR, REFLECT, REPLICATE };
 
-// `fastnca/backends/cpp/library.py` mirrors it.
+// `fastnca/backends/cpp/rules.py` mirrors it.
 struct Rule {
     int64_t filters;
     double taps[MOST_FILTERS][TAPS];  // rows from top to bottom, each from left to right

@@ -2,6 +2,7 @@
 
     build.py      finds a compiler, compiles `kernels/cpu/`, keeps the result
     library.py    the compiled functions and their arguments
+    rules.py      what of a rule is computed, and the rule as a struct
     rollout.py    the autograd node
     threads.py    how many threads they take
 

@@ -55,6 +55,8 @@ class TritonFused:
     def refuses(self, call: RolloutCall) -> list[str]:
         """See `fastnca.backends.base.Backend`."""
         state, rule = call.state, call.rule
+        if call.updates.given is not None:
+            return ["masks that are given: the kernels draw theirs from a seed"]
         if rule.changed and (reasons := rule_reasons(rule)):
             return reasons
         precision = operand_precision(call.precision, state.device.type)
