@@ -3,9 +3,9 @@
 #
 #     bash bench/gpu.sh [--rehearse] [--minutes 8] OUTDIR [PART ...]
 #
-# `bash bench/gpu.sh --help` lists the parts. OUTDIR receives rows.jsonl, parts.csv, summary.md
-# and gpu.tar.gz with every log, each of them complete after every part. `python -m bench
-# gpu-results OUTDIR` then writes the rows into bench/results/ and the pages. The exit status is the number of
+# `bash bench/gpu.sh --help` lists the parts. OUTDIR receives rows.jsonl, parts.csv, summary.md and
+# gpu.tar.gz with every log, each of them complete after every part. `python -m bench gpu-results
+# OUTDIR` then writes the rows into bench/results/ and the pages. The exit status is the number of
 # parts that failed. --rehearse goes through the same parts on a CPU.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd) || exit 1

@@ -96,6 +96,7 @@ class ScaledLikeDropout(reference.NeuralCA):
         return self._step(state, mask.float() / update_rate)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("case", MODES, ids=str)
 @pytest.mark.parametrize("name", ["tutorial", "cpp", "cpp-steps", "torch", "torch-steps"])
 def test_gate_lets_right_providers_pass(name, case, pool):

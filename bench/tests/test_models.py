@@ -25,6 +25,7 @@ def grown():
     return Grown(weights, torch.rand(2, 16, 32, 32))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("compile", "cax")])
 @pytest.mark.parametrize("mode", ["rollout+backward", "inference"])
 @pytest.mark.parametrize("state", ["texture", pytest.param("lizard", marks=LIZARD_MISSING)])
