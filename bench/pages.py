@@ -41,8 +41,8 @@ def render(
 
     Args:
         tables: the rows of each results file.
-        quality: results of `bench.quality`.
-        gpus: the rows of each file of `bench.gpu.results`.
+        quality: results of `python -m bench quality`.
+        gpus: the rows of each file of `python -m bench gpu-results`.
         kernels: text of the kernels' README.
     """
     parts = []
@@ -101,7 +101,7 @@ def disagreements() -> list[str]:
 
 
 def results_files() -> list[Path]:
-    """Return the committed results of `bench.run`, one file per machine."""
+    """Return the committed results of `python -m bench run`, one file per machine."""
     paths = sorted(RESULTS.glob("*.csv"))
     others = "-quality", "-recipes", "-textures"
     return [p for p in paths if not p.stem.endswith(others) and not p.stem.startswith(PREFIX)]

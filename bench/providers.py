@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from bench.models import Model
-from bench.runners import Runner, StepByStep, TorchRunner
+from bench.runners import Loop, Runner, StepByStep, TorchRunner
 from fastnca import NeuralCA, reference
 from fastnca.backends.cpp import cpp_reasons
 from fastnca.rule import TUTORIAL
@@ -25,34 +24,12 @@ BASELINE = "tutorial"
 Refusal = str | None
 
 
-class TutorialCA(tutorial.NeuralCA):
-    """The tutorial's class with `run_steps` as the trainer calls it; the seed is not used."""
-
-    def run_steps(
-        self, state: Tensor, steps: int, update_rate: float = 0.5, *, seed: int | None = None
-    ) -> Tensor:
-        """Call the module `steps` times; it draws its masks itself."""
-        for _ in range(steps):
-            state = self(state, update_rate)
-        return state
+class TutorialCA(Loop, tutorial.NeuralCA):
+    """The tutorial's class with `run_steps` as the trainer calls it."""
 
 
-class PlainCA(reference.NeuralCA):
-    """The reference of any rule, in a loop as the tutorial's class is; the seed is not used."""
-
-    def run_steps(
-        self,
-        state: Tensor,
-        steps: int,
-        update_rate: float = 0.5,
-        *,
-        seed: int | None = None,
-        first_step: int = 0,
-    ) -> Tensor:
-        """Call the module `steps` times; it draws its masks itself."""
-        for _ in range(steps):
-            state = self(state, update_rate)
-        return state
+class PlainCA(Loop, reference.NeuralCA):
+    """The reference of any rule, called once per step."""
 
 
 @dataclass(frozen=True)

@@ -166,8 +166,8 @@ class TorchRunner:
         return Timed(run, reset)
 
 
-class StepByStep(NeuralCA):
-    """`fastnca.NeuralCA` called once per step, as the tutorial's own loops call it."""
+class Loop:
+    """A module's `run_steps` as the tutorial's own loops: a call for every step."""
 
     def run_steps(
         self,
@@ -178,7 +178,11 @@ class StepByStep(NeuralCA):
         seed: int | None = None,
         first_step: int = 0,
     ) -> Tensor:
-        """Call the module `steps` times; it draws its masks itself."""
+        """Call the module `steps` times; it draws its masks itself, so the seed is not used."""
         for _ in range(steps):
-            state = self(state, update_rate)
+            state = self(state, update_rate)  # type: ignore[operator]
         return state
+
+
+class StepByStep(Loop, NeuralCA):
+    """`fastnca.NeuralCA` called once per step."""

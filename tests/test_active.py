@@ -78,8 +78,7 @@ def test_float32_is_as_close_to_float64_as_the_reference(backend, grown):
 sizes = st.integers(1, 9)
 
 
-@ACTIVE
-@given(
+shapes = given(
     batch=st.integers(1, 3),
     channels=st.integers(4, 7),
     hidden=st.integers(1, 9),
@@ -91,8 +90,24 @@ sizes = st.integers(1, 9)
     training=st.booleans(),
     number=st.integers(0, 2**32),
 )
+
+
+@ACTIVE
+@shapes
+@settings(max_examples=30, deadline=None)
+def test_any_shape(backend, **drawn):
+    assert_shape(backend, **drawn)
+
+
+@pytest.mark.long
+@ACTIVE
+@shapes
 @settings(max_examples=150, deadline=None)
-def test_any_shape(
+def test_many_shapes(backend, **drawn):
+    assert_shape(backend, **drawn)
+
+
+def assert_shape(
     backend, batch, channels, hidden, height, width, steps, rate, share, training, number
 ):
     torch.manual_seed(number)

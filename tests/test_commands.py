@@ -125,6 +125,7 @@ def test_what_is_refused_overwrites_nothing(run, tmp_path, monkeypatch, flags):
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.long
 def test_train_resumes(tmp_path, capsys):
     out = str(tmp_path / "run")
     longer = [*QUICK[:-8], "--iterations", "5", *QUICK[-8:]]

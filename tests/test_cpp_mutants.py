@@ -302,7 +302,7 @@ def test_copy_passes(copied, grown):
     assert max(errors_of_rules()) <= 1e-10
 
 
-@pytest.mark.one_in(7)
+@pytest.mark.one_in(14)
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name, copied, grown):
     MUTANTS[name].apply(name, copied)

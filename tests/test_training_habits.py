@@ -114,7 +114,7 @@ def test_a_callback_that_raises_at_the_end_hides_no_error():
     assert each.callbacks == []
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.long
 @pytest.mark.parametrize("preset", ["tutorial", "regenerating", "quick", "texture"])
 def test_forty_iterations_are_twenty_and_twenty_with_every_callback(tmp_path, preset):
     options = {"preset": preset, "pool_size": 8, "batch_size": 4, "iterations": 40}

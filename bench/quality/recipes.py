@@ -3,13 +3,13 @@
     python -m bench recipes [--csv FILE] [--seconds 20] [--size 24] [--jobs 2] [--cases a,b]
     python -m bench recipes --report
 
-Each case of `bench/recipe_cases.py` changes something in a base recipe. It is trained for every
-seed and target with the pool trainer, on one thread of the CPU, and judged by `bench.judge`. All
-cases get the same time: a pilot run, which is not recorded, tells how many iterations of a case
-take `--seconds` of one core, and options that count iterations are stretched alike. Runs that are
-in the file already are not repeated, so a study that was stopped goes on. The grid is smaller than
-the tutorial's, so that six seeds of three targets are affordable; what it finds is to be confirmed
-at 64x64 by `bench.quality`.
+Each case of `bench/quality/recipe_cases.py` changes something in a base recipe. It is trained for
+every seed and target with the pool trainer, on one thread of the CPU, and judged by
+`bench.quality.judge`. All cases get the same time: a pilot run, which is not recorded, tells how
+many iterations of a case take `--seconds` of one core, and options that count iterations are
+stretched alike. Runs that are in the file already are not repeated, so a study that was stopped
+goes on. The grid is smaller than the tutorial's, so that six seeds of three targets are affordable;
+what it finds is to be confirmed at 64x64 by `python -m bench quality`.
 
 `--report` writes the table beside the CSV.
 """
@@ -132,7 +132,7 @@ def _facts(runs: list[Run]) -> Iterator[str]:
         "Errors are mean squared errors of clamped RGBA as percentages of an empty grid's, means "
         "over all runs; the score is the mean of 192 and 480 steps and healed, *worst* its highest "
         "value. *Scraps* is the share of runs with a living cell more than two cells from the "
-        "target, *all bounds* that of runs within those of `bench.judge`."
+        "target, *all bounds* that of runs within those of `bench.quality.judge`."
     )
 
 

@@ -4,8 +4,9 @@
         [--preset quick]
 
 Trains as `fastnca train` does, with the same first weights, draws and masks, and judges the saved
-model by `bench.judge`. Every `EVERY` iterations of the second half the averaged weights are judged
-too: the first time at which all bounds hold is the time to quality. Judging is not on the clock.
+model by `bench.quality.judge`. Every `EVERY` iterations of the second half the averaged weights are
+judged too: the first time at which all bounds hold is the time to quality. Judging is not on the
+clock.
 
 The tutorial's class with the same recipe would take the same iterations, so its time is projected:
 the steps of those rollouts times the measured seconds of one step, forward and backward, of the
