@@ -13,6 +13,11 @@ def line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def times(ratio: float) -> str:
+    """Return a ratio with one decimal, below 1 with two."""
+    return f"{ratio:.2f}" if ratio < 0.95 else f"{ratio:.1f}"
+
+
 def digits(value: float | None) -> str:
     """Return three significant digits, or nothing."""
     if value is None:

@@ -8,6 +8,7 @@ A test does what `--check` does.
 
 import argparse
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench import sections
@@ -107,6 +108,20 @@ def results_files() -> list[Path]:
     return [p for p in paths if not p.stem.endswith(others) and not p.stem.startswith(PREFIX)]
 
 
+def refuse_modified(rows: Iterable[Row | Result | GpuRow]) -> None:
+    """Refuse to publish what cannot be measured again.
+
+    Raises:
+        ValueError: a row comes from a tree with uncommitted changes, or from no known commit.
+    """
+    for commit in {row.commit for row in rows}:
+        if commit.endswith("+") or commit in ("", "unknown"):
+            raise ValueError(
+                f"results of commit {commit or 'unknown'!r} are not published: measure a clean "
+                "checkout, without uncommitted changes"
+            )
+
+
 def _from_files() -> dict[Path, str]:
     """Render what is committed: the generated part of each page."""
     tables = {path: read_csv(path) for path in results_files()}
@@ -114,6 +129,8 @@ def _from_files() -> dict[Path, str]:
         run for path in sorted(RESULTS.glob("*-quality.csv")) for run in read_csv(path, Result)
     ]
     gpus = {path: read_csv(path, GpuRow) for path in sorted(RESULTS.glob(f"{PREFIX}*.csv"))}
+    for rows in (*tables.values(), quality, *gpus.values()):
+        refuse_modified(rows)
     short = [
         f"{sections.short(rows)}\n\n{_picture(path, 'speedup', ROOT)}"
         for path, rows in tables.items()
@@ -152,6 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
         found = disagreements()
         print("\n".join(found) or "pages and pictures agree with the results")
         return 1 if found else 0
+    _from_files()  # refuses before anything is written
     for path in results_files():
         for picture in draw(path, path.parent):
             print(f"written: {picture.relative_to(ROOT)}")

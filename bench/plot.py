@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bench.cases import CLAIMS, QUICK, Case
+from bench.cases import CLAIMS
+from bench.markdown import times
 from bench.providers import BASELINE, PROVIDERS
 from bench.results import OK, Row, read_csv
 from bench.table import SWEEPS, amount, growth, sweep
@@ -75,51 +76,51 @@ def draw(path: Path, folder: Path) -> list[Path]:
     return written
 
 
-def title_of(case: Case | Row) -> str:
-    """Name a case for a reader, in two lines."""
-    steps = f"{case.steps} steps" if case.steps > 1 else "1 step"
-    mode = case.mode.replace("+", " + ")
-    return f"{mode}, {case.state}\n{case.size}x{case.size}, batch {case.batch}, {steps}"
-
-
 def draw_speedup(rows: list[Row]) -> Figure | None:
-    """Draw the ratio of every provider in the main cases as bars with their spread."""
-    main = {str(case): case for case in (*CLAIMS, *QUICK) if case.steps in (1, 80)}
-    present = {row.case for row in rows if row.ratio and row.provider != BASELINE}
-    cases = [case for key, case in main.items() if key in present]
-    if not cases:
+    """Draw the ratio of every provider in the claims as bars with their spread, by mode."""
+    claims = {str(case): case for case in CLAIMS}
+    shown = [r for r in rows if r.case in claims and r.provider != BASELINE and r.ratio]
+    if not shown:
         return None
-    shown = [row for row in rows if row.case in main and row.provider != BASELINE]
-    names = [name for name in PROVIDERS if any(r.provider == name and r.ratio for r in shown)]
-    thickness = 0.8 / len(names)
-    height = 1.6 + len(cases) * max(0.55, 0.24 * len(names))
-    figure, axes = plt.subplots(figsize=(9, height), layout="constrained")
-    highest = max(row.ratio_high or 0 for row in shown)
-    for number, name in enumerate(names):
-        found = {row.case: row for row in shown if row.provider == name and row.ratio}
-        for place, case in enumerate(cases):
-            row = found.get(str(case))
-            if row is None or not (row.ratio and row.ratio_low and row.ratio_high):
-                continue
-            y = place + (number - (len(names) - 1) / 2) * thickness
-            low, high = max(row.ratio - row.ratio_low, 0), max(row.ratio_high - row.ratio, 0)
-            axes.barh(y, row.ratio, thickness * 0.92, color=COLORS[name])
-            axes.errorbar(row.ratio, y, xerr=[[low], [high]], color="black", capsize=2, lw=0.8)
-            end = max(row.ratio, row.ratio_high) + 0.01 * highest
-            axes.text(end, y, f"{row.ratio:.1f}", va="center", fontsize=8)
+    names = [name for name in PROVIDERS if any(row.provider == name for row in shown)]
+    modes = [
+        m for m in dict.fromkeys(case.mode for case in CLAIMS) if any(r.mode == m for r in shown)
+    ]
+    height = 1.7 + 0.16 * 3 * len(names)
+    figure, panels = plt.subplots(
+        1, len(modes), figsize=(12, height), layout="constrained", squeeze=False
+    )
+    for axes, mode in zip(panels[0], modes, strict=True):
+        _draw_bars(axes, [row for row in shown if row.mode == mode], names)
+        axes.set_title(mode.replace("+", " + "), fontsize=10)
     for name in names:
-        axes.barh(0, 0, color=COLORS[name], label=f"{name}: {PROVIDERS[name].what}")
+        panels[0][0].barh(0, 0, color=COLORS[name], label=PROVIDERS[name].what)
+    how = "times as fast as the tutorial's class; 64x64 cells, batch 4, 80 steps"
+    figure.suptitle(f"{how}; lines: lowest to highest round\n{heading(rows)}", fontsize=9)
+    figure.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=3)
+    return figure
+
+
+def _draw_bars(axes: Axes, rows: list[Row], names: list[str]) -> None:
+    """Draw a group of bars for each state of one mode."""
+    states = list(dict.fromkeys(row.state for row in rows))
+    highest = max(row.ratio_high or 0 for row in rows)
+    thickness = 0.84 / len(names)
+    for row in rows:
+        ratio, low, high = row.ratio or 0, row.ratio_low or 0, row.ratio_high or 0
+        place = names.index(row.provider) - (len(names) - 1) / 2
+        y = states.index(row.state) + place * thickness
+        spread = [[max(ratio - low, 0)], [max(high - ratio, 0)]]
+        axes.barh(y, ratio, thickness * 0.92, color=COLORS[row.provider])
+        axes.errorbar(ratio, y, xerr=spread, color="black", capsize=2, lw=0.8)
+        axes.text(max(ratio, high) + 0.02 * highest, y, times(ratio), va="center", fontsize=8)
     axes.axvline(1, color=COLORS[BASELINE], lw=1, ls="--")
-    axes.set_yticks(range(len(cases)), [title_of(case) for case in cases], fontsize=8)
-    axes.margins(y=0.01)
+    axes.set_yticks(range(len(states)), states, fontsize=9)
+    axes.margins(y=0.02)
     axes.invert_yaxis()
-    axes.set_xlim(0, highest * 1.08)
-    axes.set_xlabel("speed-up over the tutorial's class (times; line: lowest to highest round)")
+    axes.set_xlim(0, highest * 1.12)
     axes.grid(axis="x", lw=0.3)
     axes.set_axisbelow(True)
-    figure.suptitle(heading(rows), fontsize=9)
-    figure.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=1)
-    return figure
 
 
 def draw_scaling(rows: list[Row]) -> Figure | None:
@@ -204,7 +205,9 @@ def draw_memory(rows: list[Row]) -> Figure | None:
                     places.append(place + (number - (len(names) - 1) / 2) * thickness)
                     values.append(row.memory_mib)
         bars = right.bar(places, values, thickness * 0.92, color=COLORS[name], label=name)
-        right.bar_label(bars, [f"{value:.0f}" for value in values], fontsize=6)
+        right.bar_label(
+            bars, [f"{value:.0f}" for value in values], fontsize=6, rotation=90, padding=2
+        )
     labels = [case.mode.replace("+", " +\n") + "\n" + case.state for case in cases]
     right.set_xticks(range(len(cases)), labels, fontsize=7)
     right.set_yscale("log")

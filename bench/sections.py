@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from bench.cases import CLAIMS, TEXTURES, Case
 from bench.gpu import results
-from bench.markdown import digits, line, wrap
+from bench.markdown import digits, line, times, wrap
 from bench.providers import BASELINE, PROVIDERS
 from bench.results import OK, Row
 from bench.table import SWEEPS, growth, sweep
@@ -48,8 +48,8 @@ def short(rows: list[Row]) -> str:
         wrap(
             f"4 grids of 64x64 cells, 80 steps, {row.machine}, {row.threads} threads, torch "
             f"{row.torch}, at commit {row.commit}. Medians; in brackets the lowest and "
-            "the highest of one round. *Fresh* states begin as seeds, *grown* ones are alive in "
-            "three quarters of their cells, the *lizard* is a published model, grown."
+            "the highest of one round. *Fresh* states begin as seeds, *grown* ones with three "
+            "quarters of their cells alive; the *lizard* is a published model, grown."
         ),
         "",
         "| | tutorial's class | fastnca | times as fast | times less memory |",
@@ -106,9 +106,9 @@ def speed(rows: list[Row], of: Sequence[Case] = CLAIMS) -> str:
             row = found.get((str(case), name))
             cells.append("")
             if row and row.ratio and row.ratio_low and row.ratio_high:
-                spread = f"({row.ratio_low:.1f} to {row.ratio_high:.1f})"
+                spread = f"({times(row.ratio_low)} to {times(row.ratio_high)})"
                 bold = "**" if name in OURS else ""
-                cells[-1] = f"{bold}{row.ratio:.1f}{bold} {spread}"
+                cells[-1] = f"{bold}{times(row.ratio)}{bold} {spread}"
         for name in (BASELINE, others[0]):
             row = found.get((str(case), name))
             cells.append(f"{row.matrix_share:.0%}" if row and row.matrix_share else "")

@@ -332,7 +332,8 @@ def test_info(capsys, monkeypatch):
     [
         (
             ["train", "--target", "cube"],
-            "one of circle, ring, heart, star, flower, leaf, cheetah, zebra, coral, got 'cube'",
+            "there is no picture file 'cube', and no target of that name: there are circle, ring, "
+            "heart, star, flower, leaf, cheetah, zebra, coral",
         ),
         (["train", "--channels", "3", "--out", "x"], "num_channels must be at least 4"),
         (
@@ -341,7 +342,10 @@ def test_info(capsys, monkeypatch):
         ),
         (["train", "--update-rate", "2"], "in [0, 1]"),
         (["train", "--backend", "triton", "--out", "x"], "backend 'triton' was asked for"),
-        (["train", "--target", "."], "must be a picture file or one of circle"),
+        (
+            ["train", "--target", "."],
+            "there is no picture file '.', and no target of that name: there are c",
+        ),
         (["train", "--target-padding", "3"], "circle is drawn without one"),
         (["train", "--hidden", "9000", "--size", "8", "--out", "x"], "from 1 to 8192, got 9000"),
         (["train", "--resume", "--out", "x"], "x: no saved run"),

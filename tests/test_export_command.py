@@ -71,7 +71,7 @@ def test_export_writes_the_page(run, tmp_path, capsys):
 def test_export_says_what_is_missing(run, tmp_path, capsys):
     assert main(["export", str(run)]) == 1
     assert capsys.readouterr().err == (
-        "fastnca: nothing to write; say what with --html FILE or --distill FILE or --onnx FILE\n"
+        "fastnca: nothing to write: give --html FILE or --distill FILE or --onnx FILE\n"
     )
     assert main(["export", str(run), "--html", str(tmp_path / "no" / "a.html")]) == 1
     assert "no file can be written there" in capsys.readouterr().err

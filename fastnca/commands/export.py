@@ -59,7 +59,7 @@ def export(arguments: Namespace) -> int:
     wanted = {name: getattr(arguments, name) for name in WRITERS}
     if not any(wanted.values()):
         options = " or ".join(f"--{name} FILE" for name in WRITERS)
-        raise ValueError(f"nothing to write; say what with {options}")
+        raise ValueError(f"nothing to write: give {options}")
     outs = {name: path for name, path in wanted.items() if path is not None}
     for path in outs.values():
         if not path.parent.is_dir() or path.is_dir():

@@ -45,7 +45,9 @@ def make_target(
         return torch.cat([rgb, torch.ones_like(target[:, ALPHA:])], dim=1)
     if not Path(name).is_file():
         names = ", ".join((*TARGETS, *TEXTURES))
-        raise ValueError(f"--target must be a picture file or one of {names}, got {name!r}")
+        raise ValueError(
+            f"there is no picture file {name!r}, and no target of that name: there are {names}"
+        )
     if texture:
         return load_texture(name, size, device=device)
     return load_target(name, size, padding, device=device)
