@@ -235,7 +235,7 @@ def test_of_several_processes_the_first_one_warns(caplog):
     assert warnings(caplog) == []
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.long
 @pytest.mark.parametrize("preset", ["persistent", "growing", "regenerating"])
 def test_a_seed_made_to_die_is_repaired_within_20_iterations(caplog, preset):
     each = make(preset=preset, update_rate=1.0, damage=int(preset == "regenerating"))

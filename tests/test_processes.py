@@ -35,6 +35,7 @@ def start(size, *arguments):
     """Start the processes of one scenario."""
     port = free_port()
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared["OMP_NUM_THREADS"] = "1"  # as torchrun sets it
     return [
         subprocess.Popen(
             [sys.executable, "-m", "tests.process_worker", *map(str, arguments)],
