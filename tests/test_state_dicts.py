@@ -204,7 +204,7 @@ REFUSED = {
     ),
     "a whole module": (
         lambda: tutorial.NeuralCA(6, 5),
-        r"pickled fastnca\.testing\.tutorial\.NeuralCA, .* use torch.save\(model.state_dict\(\), path\)",
+        r"pickled fastnca.testing.tutorial.NeuralCA, .* use torch.save\(model.state_dict\(\), path",
     ),
     "a function of the system": (
         lambda: {"update_net.2.weight": Payload("nowhere")},

@@ -151,7 +151,7 @@ def test_a_picture_becomes_a_texture(tmp_path):
     [
         (["--target", "heart", "--target-size", "24"], "--target-size is for textures"),
         (["--target", "zebra", "--target-padding", "2"], "zebra is drawn without one"),
-        (["--rule", "texture", "--target", "no.png"], "no target of that name: there are circle, ring"),
+        (["--rule", "texture", "--target", "no.png"], "of that name: there are circle, ring"),
         (
             ["--target", "zebra", "--target-size", "6", "--size", "16"],
             "at least 8x8 cells, got 6x6",
