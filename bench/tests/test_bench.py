@@ -19,8 +19,7 @@ from bench.providers import PROVIDERS, Provider, TutorialCA
 from bench.results import FAILED, OK, SKIPPED, WRONG, Row, read_csv, write_csv
 from bench.runners import TorchRunner
 from bench.timing import Clock, Times, interleave, ratios
-from fastnca import NeuralCA, reference, update_mask
-from fastnca.testing import injected_masks
+from fastnca import NeuralCA, reference
 
 CPU = torch.device("cpu")
 MACHINE = Machine("test", "cpu", 1, "default", "3", "2", "", "", "0", "none")
@@ -151,19 +150,6 @@ def test_gate_lets_cax_pass(case, pool, bench):
         pytest.skip(reason)
     row = measure_case(bench, case, [PROVIDERS["cax"]])[0]
     assert (row.status, row.reason) == (OK, "")
-
-
-def test_injected_masks_are_those_of_the_seed(pool):
-    model, exact = TutorialCA(), reference.NeuralCA()
-    model.load_state_dict(pool.weights)
-    exact.load_state_dict(pool.weights)
-    state = make_state("grown", 32, 2, pool)
-    masks = [update_mask(9, step, state.shape, 0.5)[:, 0] for step in range(5)]
-    with torch.no_grad():
-        with injected_masks(masks):
-            found = model.run_steps(state, 5)
-        torch.testing.assert_close(found, exact.run_steps(state, 5, seed=9), rtol=0, atol=1e-6)
-    assert torch.rand_like(state).unique().numel() > 2  # torch's own again
 
 
 def test_a_wrong_provider_gives_a_row_that_says_so(bench, monkeypatch):
