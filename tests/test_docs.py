@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from fastnca.commands.parser import _build_parser
+from fastnca.training.recovery import PATIENCE
 from tests.published import find
+from tests.rule_cases import PUBLISHED
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -31,6 +33,14 @@ def test_readme_is_short_and_opens_with_a_picture():
     (picture,) = re.findall(r"!\[.+\]\((.+)\)", opening)
     assert opening.index(picture) < opening.index("\n- ")
     assert (ROOT / picture).stat().st_size < 100_000
+
+
+def test_numbers_of_the_bullets():
+    """That of the second bullet follows from results: `python -m bench pages --check`."""
+    opening = " ".join(README.split("\n## ")[0].split())
+    assert f"; {len(PUBLISHED)} published rules are among the cases" in opening
+    assert f"rules of {len(PUBLISHED)} published works" in PAGES["docs/rules.md"]
+    assert f"after {PATIENCE} iterations in which the pattern dies" in opening
 
 
 def test_readme_has_the_two_commands():

@@ -21,7 +21,8 @@ MOST_BYTES = 400_000
 MOST_PIXELS = 800
 IMPORTED = {"fastnca", "matplotlib", "numpy", "torch", "triton"}
 METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-FOREIGN_PATH = re.compile(r"(?<![\w.:/])(?:/(?:work|tmp|home|root|usr|opt|mnt|Users)/|[A-Z]:\\)")
+HERE = re.escape(Path(__file__).resolve().parts[1])
+FOREIGN_PATH = re.compile(rf"(?<![\w.:/])(?:/(?:{HERE}|tmp|home|root|usr|opt|mnt|Users)/|[A-Z]:\\)")
 
 each_notebook = pytest.mark.parametrize("name", TEXTS)
 
@@ -159,7 +160,7 @@ def name_a_folder(cell):
 
 
 def read_a_folder(cell):
-    cell["source"] = [*cell["source"], "\nopen('/work/x')"]
+    cell["source"] = [*cell["source"], f"\nopen('/{HERE}/x')"]
 
 
 def import_tests(cell):

@@ -32,9 +32,15 @@ def main() -> None:
     device = torch.device("cpu" if options.rehearse else "cuda")
     iterations, size, steps = (2, 8, 2) if options.rehearse else (ITERATIONS, SIZE, STEPS)
     rows = Rows(options.rows, device)
+    torch.manual_seed(0)
     weights = TutorialCA().state_dict()
     config = TrainConfig(
-        iterations=iterations, batch_size=4, pool_size=32, min_steps=steps, max_steps=2 * steps
+        iterations=iterations,
+        batch_size=4,
+        pool_size=32,
+        min_steps=steps,
+        max_steps=2 * steps,
+        seed=0,
     )
     models = {"replayed": NeuralCA(backend="triton", precision="fp16"), "tutorial": TutorialCA()}
     for provider, model in models.items():

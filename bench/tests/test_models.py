@@ -3,11 +3,15 @@
 import pytest
 import torch
 
-from bench import gate
+from bench import gate, models
 from bench.cases import CLAIMS, TEXTURES, Case
 from bench.grown import Grown
+from bench.machine import Ceilings, describe
+from bench.measure import Bench, measure_case
 from bench.models import LIZARD, prepare
 from bench.providers import PROVIDERS
+from bench.results import SKIPPED
+from bench.timing import Clock
 from fastnca import NeuralCA
 
 CPU = torch.device("cpu")
@@ -77,11 +81,15 @@ def test_the_lizard_is_grown(grown):
 
 
 def test_a_missing_lizard_is_a_skipped_row(monkeypatch, grown):
-    from bench import models
-
     monkeypatch.setattr(models, "LIZARD", LIZARD.with_name("no-such-file.json"))
-    with pytest.raises(FileNotFoundError, match=r"not beside the repository: no-such-file\.json"):
-        prepare(Case("inference", 64, 1, 1, "lizard"), grown)
+    machine = describe(CPU, malloc_is_tuned=False)
+    bench = Bench(CPU, grown, machine, Ceilings(1e10, 1e11), Clock(CPU), 0.0, 15.0, memory=True)
+    providers = [PROVIDERS["tutorial"], PROVIDERS["torch"]]
+    rows = measure_case(bench, Case("inference", 64, 1, 1, "lizard"), providers)
+    assert [row.status for row in rows] == [SKIPPED, SKIPPED]
+    assert {row.reason for row in rows} == {
+        "FileNotFoundError: the published model is not beside the repository: no-such-file.json"
+    }
 
 
 def test_claims_have_a_real_pattern_and_textures_their_own_table():
